@@ -1,0 +1,35 @@
+//! Kubernetes objects as pure functions over JSON values.
+//!
+//! Everything here is a synchronous, deterministic function: no tokio, no sockets, no files, no clock (a caller
+//! passes `now`). The API server, the reconcilers and the agents share these rules, so they cannot drift apart.
+//!
+//! An object is a [`serde_json::Value`]. The crate reads downwards:
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`kinds`] | which kinds exist, under which names, with which verbs and subresources |
+//! | [`schema`] | which fields a kind has, of which type; unknown fields, type errors, OpenAPI |
+//! | [`defaults`] | what a field is when nobody set it |
+//! | [`strategy`] | what a write may change, and what the server sets itself |
+//! | [`validate`] | what is wrong with an object or with a change of it |
+//! | [`patch`], [`apply`] | how a document changes, and who owns which field |
+//! | [`selector`], [`quantity`], [`expand`], [`meta`] | the small languages inside objects |
+//! | [`table`] | what `kubectl get` prints |
+//! | [`status`] | how each failure is told |
+
+pub mod apply;
+pub mod defaults;
+pub mod expand;
+pub mod kinds;
+pub mod meta;
+pub mod patch;
+pub mod quantity;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod strategy;
+pub mod table;
+pub mod validate;
+
+pub use kinds::Kind;
+pub use status::Status;

@@ -1,0 +1,150 @@
+//! The disk as the store sees it: a folder of files that are appended to, synced, read whole, and removed.
+//!
+//! It is a parameter so that a simulation can tear, flip and stall it; [`RealDisk`] is the one that machines have, [`MemoryDisk`]
+//! is for a store that need not survive.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// A folder of files. Names are plain file names. Appended bytes are safe only after `sync`.
+pub trait Disk: Send + Sync + 'static {
+    fn list(&self) -> io::Result<Vec<String>>;
+    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+    fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>>;
+    /// Appends; makes the file if it is not there (and then syncs the folder, so that the name is safe too).
+    fn append(&self, name: &str, data: &[u8]) -> io::Result<()>;
+    /// Data of the file to the medium. An error is final: nobody knows what was written, so it is never tried again.
+    fn sync(&self, name: &str) -> io::Result<()>;
+    fn truncate(&self, name: &str, len: u64) -> io::Result<()>;
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+}
+
+/// Files in a directory.
+pub struct RealDisk {
+    dir: PathBuf,
+    open: Mutex<HashMap<String, Arc<File>>>,
+}
+
+impl RealDisk {
+    /// Uses `dir`, which is made if it is not there.
+    pub fn new(dir: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&dir)?;
+        Ok(RealDisk { dir, open: Mutex::default() })
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(file) = open.get(name) {
+            return Ok(file.clone());
+        }
+        let path = self.dir.join(name);
+        let new = !path.exists();
+        let file = Arc::new(OpenOptions::new().append(true).create(true).open(path)?);
+        if new {
+            self.sync_dir()?;
+        }
+        open.insert(name.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    fn forget(&self, name: &str) {
+        self.open.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
+    }
+}
+
+impl Disk for RealDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.dir.join(name))
+    }
+    fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(io::BufReader::with_capacity(256 << 10, File::open(self.dir.join(name))?)))
+    }
+    fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
+        (&*self.file(name)?).write_all(data)
+    }
+    fn sync(&self, name: &str) -> io::Result<()> {
+        self.file(name)?.sync_data()
+    }
+    fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
+        file.set_len(len)?;
+        file.sync_all()
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.forget(from);
+        self.forget(to);
+        std::fs::rename(self.dir.join(from), self.dir.join(to))?;
+        self.sync_dir()
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.forget(name);
+        match std::fs::remove_file(self.dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Files in memory: gone with the process.
+#[derive(Default, Clone)]
+pub struct MemoryDisk {
+    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+}
+
+impl MemoryDisk {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> T) -> T {
+        f(&mut self.files.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.with(|files| files.keys().cloned().collect()))
+    }
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.with(|files| files.get(name).cloned()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+    fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(io::Cursor::new(self.read(name)?)))
+    }
+    fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
+        self.with(|files| files.entry(name.to_owned()).or_default().extend_from_slice(data));
+        Ok(())
+    }
+    fn sync(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+    fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
+        self.with(|files| files.entry(name.to_owned()).or_default().truncate(len as usize));
+        Ok(())
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.with(|files| {
+            let data = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            files.insert(to.to_owned(), data);
+            Ok(())
+        })
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.with(|files| files.remove(name));
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! The part of the log that Raft reads while it runs: entries since the last snapshot, in memory.
+//!
+//! What is here is what Raft may read; whether it is on disk yet is the writer's business (see `replica`).
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
+use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+use std::collections::VecDeque;
+
+/// Entries after a snapshot, and the state beside them.
+pub struct RaftLog {
+    hard_state: HardState,
+    /// The newest snapshot on disk: the log's beginning may be earlier, never later.
+    snapshot: SnapshotMetadata,
+    /// Index and term just before the first entry.
+    base: (u64, u64),
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl RaftLog {
+    /// What a restarted member had: a snapshot's place and the entries behind it.
+    pub fn new(snapshot: SnapshotMetadata, hard_state: HardState, entries: Vec<Entry>) -> Self {
+        let base = (snapshot.index, snapshot.term);
+        let entries: VecDeque<_> = entries.into_iter().filter(|e| e.index > base.0).collect();
+        let bytes = entries.iter().map(size).sum();
+        RaftLog { hard_state, snapshot, base, entries, bytes }
+    }
+
+    pub fn append(&mut self, new: &[Entry]) {
+        let Some(first) = new.first() else { return };
+        while self.entries.back().is_some_and(|e| e.index >= first.index) {
+            self.bytes -= self.entries.pop_back().as_ref().map_or(0, size);
+        }
+        for entry in new.iter().filter(|e| e.index > self.base.0) {
+            self.bytes += size(entry);
+            self.entries.push_back(entry.clone());
+        }
+    }
+
+    pub fn set_hard_state(&mut self, hs: HardState) {
+        self.hard_state = hs;
+    }
+
+    /// A snapshot from the leader takes the place of everything.
+    pub fn install(&mut self, snapshot: SnapshotMetadata) {
+        self.base = (snapshot.index, snapshot.term);
+        self.hard_state.commit = self.hard_state.commit.max(snapshot.index);
+        self.hard_state.term = self.hard_state.term.max(snapshot.term);
+        self.snapshot = snapshot;
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// A snapshot was written here. Entries up to `keep_from` go; the ones between it and the snapshot stay for followers that are a
+    /// little behind.
+    pub fn snapshot_taken(&mut self, snapshot: SnapshotMetadata, keep_from: u64) {
+        while self.entries.front().is_some_and(|e| e.index <= keep_from.min(snapshot.index)) {
+            if let Some(gone) = self.entries.pop_front() {
+                self.bytes -= size(&gone);
+                self.base = (gone.index, gone.term);
+            }
+        }
+        self.snapshot = snapshot;
+    }
+
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshot.index
+    }
+
+    /// Index just before the first entry that is kept.
+    pub fn base_index(&self) -> u64 {
+        self.base.0
+    }
+
+    /// Bytes of the entries in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn last(&self) -> (u64, u64) {
+        self.entries.back().map_or(self.base, |e| (e.index, e.term))
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.data.len() + std::mem::size_of::<Entry>()
+}
+
+impl Storage for RaftLog {
+    fn initial_state(&self) -> Result<RaftState> {
+        let conf_state = self.snapshot.conf_state.clone().unwrap_or_else(ConfState::default);
+        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _: GetEntriesContext,
+    ) -> Result<Vec<Entry>> {
+        if low <= self.base.0 {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if high > self.last().0 + 1 {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        let first = (low - self.base.0 - 1) as usize;
+        let count = (high - low) as usize;
+        let mut left = max_size.into().unwrap_or(u64::MAX);
+        let mut found = Vec::new();
+        for entry in self.entries.iter().skip(first).take(count) {
+            let size = size(entry) as u64;
+            // At least one, so that an entry over the limit still goes out.
+            if !found.is_empty() && size > left {
+                break;
+            }
+            left = left.saturating_sub(size);
+            found.push(entry.clone());
+        }
+        Ok(found)
+    }
+
+    fn term(&self, index: u64) -> Result<u64> {
+        if index == self.base.0 {
+            return Ok(self.base.1);
+        }
+        if index == self.snapshot.index {
+            return Ok(self.snapshot.term);
+        }
+        if index < self.base.0 {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        match self.entries.get((index - self.base.0 - 1) as usize) {
+            Some(entry) => Ok(entry.term),
+            None => Err(Error::Store(StorageError::Unavailable)),
+        }
+    }
+
+    fn first_index(&self) -> Result<u64> {
+        Ok(self.base.0 + 1)
+    }
+
+    fn last_index(&self) -> Result<u64> {
+        Ok(self.last().0)
+    }
+
+    /// The place of the newest snapshot on disk; its data travels beside Raft's messages (see `transport`).
+    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+        if self.snapshot.index < request_index || self.snapshot.index == 0 {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        Ok(Snapshot { metadata: Some(self.snapshot.clone()), ..Default::default() })
+    }
+}

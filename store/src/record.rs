@@ -1,0 +1,104 @@
+//! Records in a file: a length and a checksum before each payload, and what a damaged file means.
+//!
+//! A crash can tear the tail of the file that was being written: that part was never acknowledged and is cut off. Damage anywhere
+//! else is not a crash's doing; then the replica stops rather than guess.
+
+/// Bytes before each payload: length (4, little-endian) and CRC-32 of the payload (4).
+pub const HEADER: usize = 8;
+/// No payload is larger: a length above it is damage.
+const PAYLOAD_MAX: usize = 256 << 20;
+
+/// Appends a record to a buffer.
+pub fn push(buffer: &mut Vec<u8>, payload: &[u8]) {
+    buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    buffer.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
+    buffer.extend_from_slice(payload);
+}
+
+/// What stands at an offset.
+#[derive(Debug, PartialEq)]
+pub enum Next<'a> {
+    /// A whole record, and the offset after it.
+    Record(&'a [u8], usize),
+    /// The file ends here.
+    End,
+    /// Not a whole record: too short, or its checksum is wrong.
+    Bad,
+}
+
+/// Reads the record at `offset`.
+pub fn next(data: &[u8], offset: usize) -> Next<'_> {
+    let rest = &data[offset.min(data.len())..];
+    if rest.is_empty() {
+        return Next::End;
+    }
+    let Some((header, rest)) = rest.split_at_checked(HEADER) else { return Next::Bad };
+    let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let sum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    // A run of zeros (a file that grew before its data was written) must not read as empty records.
+    if len == 0 || len > PAYLOAD_MAX || rest.len() < len || crc32fast::hash(&rest[..len]) != sum {
+        return Next::Bad;
+    }
+    Next::Record(&rest[..len], offset + HEADER + len)
+}
+
+/// Whether the bad record at `offset` can be a torn tail: then nothing readable follows it. Whole records behind it mean that
+/// something in the middle was damaged.
+pub fn is_torn_tail(data: &[u8], offset: usize) -> bool {
+    let Some(header) = data.get(offset..offset + HEADER) else { return true };
+    let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    if len == 0 || len > PAYLOAD_MAX || offset + HEADER + len >= data.len() {
+        // The length itself may be the damaged part: look for any whole record in what is left.
+        return !(offset + 1..data.len().saturating_sub(HEADER).min(offset + (1 << 20)))
+            .any(|at| matches!(next(data, at), Next::Record(..)));
+    }
+    !matches!(next(data, offset + HEADER + len), Next::Record(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(payloads: &[&[u8]]) -> Vec<u8> {
+        let mut data = Vec::new();
+        payloads.iter().for_each(|p| push(&mut data, p));
+        data
+    }
+
+    fn whole(data: &[u8]) -> (usize, usize) {
+        let (mut at, mut count) = (0, 0);
+        while let Next::Record(_, after) = next(data, at) {
+            (at, count) = (after, count + 1);
+        }
+        (count, at)
+    }
+
+    #[test]
+    fn a_tail_torn_at_any_byte_is_seen_as_one() {
+        let data = file(&[b"one", b"twotwo", b"three"]);
+        let second_ends = whole(&data[..data.len() - 1]).1;
+        for cut in second_ends + 1..data.len() {
+            let torn = &data[..cut];
+            assert_eq!(whole(torn), (2, second_ends), "cut at {cut}");
+            assert!(is_torn_tail(torn, second_ends), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_middle_is_not_a_torn_tail() {
+        let clean = file(&[b"one", b"twotwo", b"three"]);
+        let first_ends = HEADER + 3;
+        for at in first_ends..first_ends + HEADER + 6 {
+            let mut data = clean.clone();
+            data[at] ^= 0x10;
+            assert_eq!(whole(&data).0, 1, "flip at {at}");
+            assert!(!is_torn_tail(&data, first_ends), "flip at {at}");
+        }
+    }
+
+    #[test]
+    fn zeros_are_not_records() {
+        assert_eq!(next(&[0; 64], 0), Next::Bad);
+        assert!(is_torn_tail(&[0; 64], 0));
+    }
+}

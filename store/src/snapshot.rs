@@ -1,0 +1,179 @@
+//! Snapshots: the whole state at one revision in one file, written beside the running store.
+//!
+//! The file is records (see `record`): a header, chunks of pairs, and a last record that says how many pairs there are. The writer
+//! pins a revision, walks the map a thousand keys at a time under a read lock, and so stops nobody; while it runs, the
+//! history before the pinned revision is not compacted. The file gets its name only when it is whole and synced.
+
+use crate::disk::Disk;
+use crate::machine::Machine;
+use crate::record::{self, Next};
+use crate::types::{KeyValue, Revision};
+use bytes::Bytes;
+use prost::Message as _;
+use raft::eraftpb::{ConfState, SnapshotMetadata};
+use skiff_proto::store as pb;
+use std::io;
+use std::sync::{Arc, RwLock};
+
+const PREFIX: &str = "snap-";
+const UNFINISHED: &str = "tmp-snap";
+/// The file that a snapshot from the leader is received into.
+pub const INCOMING: &str = "tmp-incoming";
+const KEYS_A_CHUNK: usize = 1000;
+const FLUSH_BYTES: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("snapshot {file}: {source}")]
+    Io { file: String, source: io::Error },
+    #[error("snapshot {file} is damaged: {problem}. Remove this server's data directory and let it join again, or restore a backup")]
+    Damaged { file: String, problem: String },
+}
+
+/// The name of the snapshot at a log index.
+pub fn file_name(index: u64) -> String {
+    format!("{PREFIX}{index:016x}")
+}
+
+/// The newest snapshot in the folder.
+pub fn newest(disk: &dyn Disk) -> io::Result<Option<String>> {
+    Ok(disk.list()?.into_iter().filter(|n| n.starts_with(PREFIX)).max())
+}
+
+/// Removes all snapshots but the newest, and what an interrupted writer left.
+pub fn tidy(disk: &dyn Disk) -> io::Result<()> {
+    let newest = newest(disk)?;
+    for name in disk.list()? {
+        if (name.starts_with(PREFIX) && Some(&name) != newest.as_ref()) || name.starts_with("tmp-") {
+            disk.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the state as it is now to disk; returns the header that was written.
+pub fn write(
+    disk: &dyn Disk,
+    machine: &RwLock<Machine>,
+    cluster_id: u64,
+) -> io::Result<pb::SnapshotHeader> {
+    let header = {
+        let mut machine = machine.write().unwrap_or_else(|e| e.into_inner());
+        machine.kv.pin();
+        machine.header(cluster_id)
+    };
+    let written = write_pinned(disk, machine, &header);
+    machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
+    written.map(|()| header)
+}
+
+fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::SnapshotHeader) -> io::Result<()> {
+    disk.remove(UNFINISHED)?;
+    let mut buffer = Vec::with_capacity(FLUSH_BYTES * 2);
+    record::push(&mut buffer, &header.encode_to_vec());
+    let (mut after, mut total) = (None::<Bytes>, 0);
+    loop {
+        let (pairs, last) = {
+            let machine = machine.read().unwrap_or_else(|e| e.into_inner());
+            machine.kv.chunk_after(after.as_ref(), KEYS_A_CHUNK, header.revision)
+        };
+        total += pairs.len() as u64;
+        if !pairs.is_empty() {
+            let pairs = pairs.iter().map(|p| stored(p)).collect();
+            record::push(&mut buffer, &pb::SnapshotPairs { pairs, ..Default::default() }.encode_to_vec());
+        }
+        if buffer.len() >= FLUSH_BYTES {
+            disk.append(UNFINISHED, &buffer)?;
+            buffer.clear();
+        }
+        match last {
+            Some(key) => after = Some(key),
+            None => break,
+        }
+    }
+    record::push(&mut buffer, &pb::SnapshotPairs { pairs: Vec::new(), total, last: true }.encode_to_vec());
+    disk.append(UNFINISHED, &buffer)?;
+    disk.sync(UNFINISHED)?;
+    disk.rename(UNFINISHED, &file_name(header.index))
+}
+
+fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {
+    pb::StoredPair {
+        key: kv.key.clone(),
+        value: kv.value.clone(),
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        lease: kv.lease,
+    }
+}
+
+/// Reads a snapshot back, checking every record and the count.
+pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), SnapshotError> {
+    let data = disk.read(file).map_err(|source| SnapshotError::Io { file: file.to_owned(), source })?;
+    parse(&data).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
+}
+
+fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
+    let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header".into()) };
+    let header = pb::SnapshotHeader::decode(payload).map_err(|e| e.to_string())?;
+    if header.format > crate::command::COMMAND_FORMAT {
+        return Err(format!("its format {} is newer than this version of Skiff", header.format));
+    }
+    let mut pairs = Vec::new();
+    loop {
+        let Next::Record(payload, after) = record::next(data, at) else {
+            return Err(format!("bad record at byte {at}"));
+        };
+        at = after;
+        let chunk = pb::SnapshotPairs::decode(payload).map_err(|e| e.to_string())?;
+        pairs.extend(chunk.pairs.into_iter().map(|p| KeyValue {
+            key: p.key,
+            value: p.value,
+            create_revision: p.create_revision,
+            mod_revision: p.mod_revision as Revision,
+            version: p.version,
+            lease: p.lease,
+        }));
+        if chunk.last {
+            return match chunk.total == pairs.len() as u64 {
+                true => Ok((header, pairs)),
+                false => Err(format!("{} pairs where {} were written", pairs.len(), chunk.total)),
+            };
+        }
+    }
+}
+
+/// A header's place in the log, as Raft wants it.
+pub fn metadata(header: &pb::SnapshotHeader) -> SnapshotMetadata {
+    let conf_state = Some(ConfState::decode(&header.conf_state[..]).unwrap_or_default());
+    SnapshotMetadata { index: header.index, term: header.term, conf_state }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::types::{Op, Txn};
+
+    #[test]
+    fn a_snapshot_is_read_back_whole_or_refused() {
+        let mut machine = Machine::new();
+        for i in 0..2500 {
+            let txn = Txn { success: vec![Op::put(format!("k{i}"), "v")], ..Default::default() };
+            machine.kv.txn(&txn).unwrap();
+        }
+        machine.index = 77;
+        let revision = machine.kv.revision();
+        let hash = machine.kv.hash(revision);
+        let (disk, machine) = (MemoryDisk::default(), RwLock::new(machine));
+        write(&disk, &machine, 5).unwrap();
+        let name = newest(&disk).unwrap().unwrap();
+        let (header, pairs) = read(&disk, &name).unwrap();
+        assert_eq!((header.index, header.cluster_id, pairs.len()), (77, 5, 2500));
+        assert_eq!(Machine::restore(header, pairs).kv.hash(revision), hash);
+        let len = disk.read(&name).unwrap().len() as u64;
+        disk.truncate(&name, len - 1).unwrap();
+        assert!(matches!(read(&disk, &name), Err(SnapshotError::Damaged { .. })));
+    }
+}

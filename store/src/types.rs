@@ -1,0 +1,272 @@
+//! The store's requests and answers, in etcd v3's terms: keys, revisions, ranges, transactions, watches.
+//!
+//! A revision counts the transactions that changed something; every key carries the revision that made it and the one that
+//! changed it last. Values are shared, never copied: a key-value pair is one `Arc` from the log to every reader.
+
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// The store's logical clock: it grows by one with every transaction that writes. 0 means "none" or "the latest".
+pub type Revision = u64;
+/// A Raft term. Leader-only work carries the term it started in (see [`Txn::fence`]).
+pub type Term = u64;
+/// A lease's id; 0 is no lease.
+pub type LeaseId = i64;
+/// A member's id; never an address.
+pub type MemberId = u64;
+
+/// One key at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Bytes,
+    pub value: Bytes,
+    /// The revision that created the key (since it was last deleted).
+    pub create_revision: Revision,
+    /// The revision of the last change.
+    pub mod_revision: Revision,
+    /// The number of changes since the creation, 1 for a new key.
+    pub version: u64,
+    /// The lease whose end deletes the key; 0 for none.
+    pub lease: LeaseId,
+}
+
+/// Keys from `start` (included) to `end` (excluded). As in etcd: an empty `end` means just the key `start`; an `end` of one
+/// zero byte means every key from `start` on.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct KeyRange {
+    pub start: Bytes,
+    pub end: Bytes,
+}
+
+impl KeyRange {
+    /// Just this key.
+    pub fn key(key: impl Into<Bytes>) -> Self {
+        KeyRange { start: key.into(), end: Bytes::new() }
+    }
+
+    /// Every key that begins with `prefix`; an empty prefix means all keys.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let start: Bytes = prefix.into();
+        if start.is_empty() {
+            return KeyRange { start: Bytes::from_static(&[0]), end: Bytes::from_static(&[0]) };
+        }
+        let end = match start.iter().rposition(|b| *b != 0xff) {
+            Some(last) => {
+                let mut end = start[..=last].to_vec();
+                end[last] += 1;
+                Bytes::from(end)
+            }
+            None => Bytes::from_static(&[0]),
+        };
+        KeyRange { start, end }
+    }
+
+    /// Whether this names one key only.
+    pub fn is_single(&self) -> bool {
+        self.end.is_empty()
+    }
+
+    /// Whether `key` lies within.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        if self.is_single() {
+            key == &self.start[..]
+        } else {
+            key >= &self.start[..] && (self.end[..] == [0] || key < &self.end[..])
+        }
+    }
+}
+
+/// A read of some keys at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct RangeRequest {
+    pub range: KeyRange,
+    /// At most this many pairs; 0 for all.
+    pub limit: usize,
+    /// Read as of this revision; 0 for the latest.
+    pub revision: Revision,
+    pub keys_only: bool,
+    pub count_only: bool,
+    /// Answer from this member's state as it is, which may lag behind; otherwise the read is linearizable.
+    pub serializable: bool,
+}
+
+/// What a range held.
+#[derive(Clone, Debug, Default)]
+pub struct RangeResponse {
+    /// The store's revision when the read was answered (not the revision asked for).
+    pub revision: Revision,
+    /// In order of key.
+    pub kvs: Vec<Arc<KeyValue>>,
+    /// Whether `limit` left pairs out.
+    pub more: bool,
+    /// All the keys in the range, whatever the limit.
+    pub count: usize,
+}
+
+/// A condition on one key (or, with a range, on all keys in it).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compare {
+    pub range: KeyRange,
+    pub op: CompareOp,
+    pub target: CompareTarget,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompareOp {
+    Equal,
+    NotEqual,
+    Greater,
+    Less,
+}
+
+/// What is compared. A key that does not exist has revision, version and lease 0; a comparison of its value is false.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CompareTarget {
+    Version(u64),
+    CreateRevision(Revision),
+    ModRevision(Revision),
+    Value(Bytes),
+    Lease(LeaseId),
+}
+
+impl Compare {
+    /// True while the key's last change is at `revision`; 0 = the key does not exist.
+    pub fn mod_revision(key: impl Into<Bytes>, revision: Revision) -> Self {
+        let range = KeyRange::key(key);
+        Compare { range, op: CompareOp::Equal, target: CompareTarget::ModRevision(revision) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    Put(Put),
+    Delete(Delete),
+    Range(OpRange),
+    Txn(Box<Txn>),
+}
+
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Put {
+    pub key: Bytes,
+    pub value: Bytes,
+    pub lease: LeaseId,
+    pub prev_kv: bool,
+    /// Keep the value that the key has; an error if there is none.
+    pub ignore_value: bool,
+    /// Keep the lease that the key has; an error if there is no key.
+    pub ignore_lease: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Delete {
+    pub range: KeyRange,
+    pub prev_kv: bool,
+}
+
+/// A read inside a transaction: at the revision of the transaction, after the writes before it.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct OpRange {
+    pub range: KeyRange,
+    pub limit: usize,
+    pub keys_only: bool,
+    pub count_only: bool,
+}
+
+impl Op {
+    pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        Op::Put(Put { key: key.into(), value: value.into(), ..Default::default() })
+    }
+    pub fn delete(key: impl Into<Bytes>) -> Self {
+        Op::Delete(Delete { range: KeyRange::key(key), prev_kv: true })
+    }
+    pub fn get(key: impl Into<Bytes>) -> Self {
+        Op::Range(OpRange { range: KeyRange::key(key), ..Default::default() })
+    }
+}
+
+/// If every comparison holds, `success` is carried out, otherwise `failure`; all at one revision, or nothing.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Txn {
+    pub compare: Vec<Compare>,
+    pub success: Vec<Op>,
+    pub failure: Vec<Op>,
+    /// Refuse the transaction if it is applied in another term than this: the mark of work that only a leader may do.
+    pub fence: Option<Term>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct TxnResponse {
+    /// The store's revision after the transaction.
+    pub revision: Revision,
+    /// Which branch ran.
+    pub succeeded: bool,
+    /// One for each operation of that branch.
+    pub responses: Vec<OpResponse>,
+}
+
+#[derive(Clone, Debug)]
+pub enum OpResponse {
+    Put { prev: Option<Arc<KeyValue>> },
+    Delete { deleted: usize, prev: Vec<Arc<KeyValue>> },
+    Range(RangeResponse),
+    Txn(TxnResponse),
+}
+
+/// What to watch, and from where.
+#[derive(Clone, Debug, Default)]
+pub struct WatchRequest {
+    pub range: KeyRange,
+    /// The first revision whose events are wanted; 0 = only what comes after now.
+    pub start_revision: Revision,
+}
+
+/// One change of one key. Always carries the value before, where there was one and it is not compacted.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub kind: EventKind,
+    /// For a deletion: the key, the revision of the deletion as `mod_revision`, and an empty value.
+    pub kv: Arc<KeyValue>,
+    pub prev: Option<Arc<KeyValue>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    Put,
+    Delete,
+}
+
+/// Events of one or several whole revisions, in order. A revision is never split between two batches.
+#[derive(Clone, Debug, Default)]
+pub struct WatchBatch {
+    /// Everything up to and with this revision has been delivered on this watch.
+    pub revision: Revision,
+    /// Empty when the batch only says how far the watch has come.
+    pub events: Vec<Arc<Event>>,
+}
+
+/// What this member knows of the group.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Leadership {
+    pub term: Term,
+    /// None while there is no known leader.
+    pub leader: Option<MemberId>,
+    pub this: MemberId,
+}
+
+impl Leadership {
+    pub fn is_leader(&self) -> bool {
+        self.leader == Some(self.this)
+    }
+}
+
+/// A member of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: MemberId,
+    pub name: String,
+    /// `host:port` of its peer listener.
+    pub peer_addr: String,
+    /// What the server above the store wants its peers to know (its API address); opaque here.
+    pub client_addr: String,
+    pub learner: bool,
+}
