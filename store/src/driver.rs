@@ -100,6 +100,8 @@ enum ToApply {
     Committed(Vec<Committed>),
     /// A snapshot file takes the machine's place.
     Install(String),
+    /// A snapshot is due, whatever its age.
+    TakeSnapshot,
 }
 
 /// Starts the threads. They end after `Wake::Stop`.
@@ -114,12 +116,12 @@ pub fn start(
     let (to_disk, disk_queue) = channel();
     let (to_apply, apply_queue) = channel();
     let spawn = |name: &str, shared: Arc<Shared>, body: Box<dyn FnOnce() -> Result<(), String> + Send>| {
-        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || {
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => shared.fail(why),
-                Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
-            }
+        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || match std::panic::catch_unwind(
+            std::panic::AssertUnwindSafe(body),
+        ) {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => shared.fail(why),
+            Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
         })
     };
     let s = shared.clone();
@@ -167,12 +169,11 @@ impl RaftThread {
                     }
                 }
                 taken += 1;
+                if taken == INPUTS_A_ROUND {
+                    break;
+                }
                 wake = match inbox.try_recv() {
-                    Ok(wake) if taken < INPUTS_A_ROUND => Some(wake),
-                    Ok(last) => {
-                        let _ = self.shared.inbox.send(last);
-                        None
-                    }
+                    Ok(wake) => Some(wake),
                     Err(TryRecvError::Empty) => None,
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 };
@@ -231,6 +232,9 @@ impl RaftThread {
             }
             let _ = self.to_disk.send(ToDisk::Persist(persist));
         }
+        if output.snapshot_wanted {
+            let _ = self.to_apply.send(ToApply::TakeSnapshot);
+        }
         if !output.committed.is_empty() {
             let _ = self.to_apply.send(ToApply::Committed(output.committed));
         }
@@ -256,7 +260,9 @@ impl RaftThread {
 
 fn disk_thread(shared: &Shared, mut log: Log, queue: Receiver<ToDisk>) -> Result<(), String> {
     let failed = |e: std::io::Error| {
-        format!("writing the log failed: {e}. What is on the disk is uncertain now, so nothing more is written; check the disk and restart this server")
+        format!(
+            "writing the log failed: {e}. What is on the disk is uncertain now, so nothing more is written; check the disk and restart this server"
+        )
     };
     while let Ok(first) = queue.recv() {
         let mut number = 0;
@@ -295,7 +301,9 @@ fn apply_thread(shared: &Arc<Shared>, queue: Receiver<ToApply>) -> Result<(), St
     let snapshotting = Arc::new(AtomicBool::new(false));
     let mut since_snapshot = (0u64, 0usize);
     while let Ok(work) = queue.recv() {
+        let mut wanted = false;
         match work {
+            ToApply::TakeSnapshot => wanted = true,
             ToApply::Install(file) => install(shared, &file)?,
             ToApply::Committed(entries) => {
                 for entry in &entries {
@@ -305,7 +313,7 @@ fn apply_thread(shared: &Arc<Shared>, queue: Receiver<ToApply>) -> Result<(), St
                 apply(shared, entries)?;
             }
         }
-        let due = since_snapshot.0 >= SNAPSHOT_ENTRIES || since_snapshot.1 >= SNAPSHOT_BYTES;
+        let due = wanted || since_snapshot.0 >= SNAPSHOT_ENTRIES || since_snapshot.1 >= SNAPSHOT_BYTES;
         if due && !snapshotting.swap(true, Ordering::AcqRel) {
             since_snapshot = (0, 0);
             let (shared, done) = (shared.clone(), snapshotting.clone());

@@ -143,10 +143,6 @@ impl Log {
         self.segments.push(Segment { name, number, bytes: buffer.len(), last_index: 0 });
         Ok(())
     }
-
-    pub fn bytes(&self) -> usize {
-        self.segments.iter().map(|s| s.bytes).sum()
-    }
 }
 
 fn push(buffer: &mut Vec<u8>, kind: u8, message: &impl prost::Message) {

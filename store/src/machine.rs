@@ -69,7 +69,9 @@ pub struct Machine {
 
 /// A command in a format that this version does not know. To guess would be to diverge: the replica stops.
 #[derive(Debug, thiserror::Error)]
-#[error("entry {index} holds a command of format {format}; this version of Skiff knows formats up to {COMMAND_FORMAT}: upgrade this server")]
+#[error(
+    "entry {index} holds a command of format {format}; this version of Skiff knows formats up to {COMMAND_FORMAT}: upgrade this server"
+)]
 pub struct UnknownFormat {
     index: u64,
     format: u32,

@@ -4,6 +4,7 @@
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// Entries after a snapshot, and the state beside them.
@@ -15,15 +16,19 @@ pub struct RaftLog {
     base: (u64, u64),
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// Somebody needs a snapshot newer than the one there is.
+    snapshot_wanted: Cell<bool>,
 }
 
 impl RaftLog {
     /// What a restarted member had: a snapshot's place and the entries behind it.
-    pub fn new(snapshot: SnapshotMetadata, hard_state: HardState, entries: Vec<Entry>) -> Self {
+    pub fn new(snapshot: SnapshotMetadata, mut hard_state: HardState, entries: Vec<Entry>) -> Self {
+        hard_state.term = hard_state.term.max(snapshot.term);
+        hard_state.commit = hard_state.commit.max(snapshot.index);
         let base = (snapshot.index, snapshot.term);
         let entries: VecDeque<_> = entries.into_iter().filter(|e| e.index > base.0).collect();
         let bytes = entries.iter().map(size).sum();
-        RaftLog { hard_state, snapshot, base, entries, bytes }
+        RaftLog { hard_state, snapshot, base, entries, bytes, snapshot_wanted: Cell::new(false) }
     }
 
     pub fn append(&mut self, new: &[Entry]) {
@@ -72,9 +77,9 @@ impl RaftLog {
         self.base.0
     }
 
-    /// Bytes of the entries in memory.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// Whether a newer snapshot was asked for since the last call.
+    pub fn take_snapshot_wanted(&self) -> bool {
+        self.snapshot_wanted.take()
     }
 
     fn last(&self) -> (u64, u64) {
@@ -146,8 +151,12 @@ impl Storage for RaftLog {
     }
 
     /// The place of the newest snapshot on disk; its data travels beside Raft's messages (see `transport`).
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
-        if self.snapshot.index < request_index || self.snapshot.index == 0 {
+    /// A member refuses one that does not list it, so a member that is new needs a snapshot taken after it was let in.
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        let lists = |c: &ConfState| c.voters.contains(&to) || c.learners.contains(&to);
+        let fits = self.snapshot.index >= request_index && self.snapshot.conf_state.as_ref().is_some_and(lists);
+        if !fits {
+            self.snapshot_wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
         Ok(Snapshot { metadata: Some(self.snapshot.clone()), ..Default::default() })

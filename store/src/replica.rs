@@ -10,8 +10,8 @@ use raft::eraftpb::{
     ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
     SnapshotMetadata,
 };
-use raft_proto::ConfChangeI as _;
 use raft::{RawNode, SnapshotStatus, StateRole};
+use raft_proto::ConfChangeI as _;
 use skiff_proto::store as pb;
 use std::collections::VecDeque;
 
@@ -85,6 +85,8 @@ pub struct Output {
     pub refused: Vec<pb::Command>,
     /// The leader or the term changed: (term, leader or 0, whether this member leads).
     pub leadership: Option<(Term, MemberId, bool)>,
+    /// Another member needs a snapshot newer than the one on disk.
+    pub snapshot_wanted: bool,
     /// An entry that cannot be decoded: the replica must stop.
     pub broken: Option<String>,
 }
@@ -145,16 +147,6 @@ impl Replica {
     pub fn progress(&self) -> Vec<(MemberId, u64, bool)> {
         let voters = self.voters();
         self.node.raft.prs().iter().map(|(id, p)| (*id, p.matched, voters.contains(id))).collect()
-    }
-
-    pub fn last_index(&self) -> u64 {
-        self.node.raft.raft_log.last_index()
-    }
-
-    /// Entries in memory: (bytes, count since the last snapshot).
-    pub fn log_size(&self) -> (usize, u64) {
-        let store = self.node.store();
-        (store.bytes(), self.node.raft.raft_log.committed.saturating_sub(store.snapshot_index()))
     }
 
     /// Index before which the disk log may be dropped.
@@ -248,6 +240,7 @@ impl Replica {
         if self.node.has_ready() {
             self.ready(&mut output);
         }
+        output.snapshot_wanted = self.node.store().take_snapshot_wanted();
         let leadership = (self.node.raft.term, self.node.raft.leader_id, self.is_leader());
         if leadership != self.last_seen {
             self.last_seen = leadership;
@@ -313,17 +306,12 @@ impl Replica {
                 }
                 return Ok(committed);
             }
-            EntryType::EntryConfChange => {
-                ConfChange::decode(entry.data.clone()).map_err(undecodable)?.into_v2()
-            }
+            EntryType::EntryConfChange => ConfChange::decode(entry.data.clone()).map_err(undecodable)?.into_v2(),
             EntryType::EntryConfChangeV2 => ConfChangeV2::decode(entry.data.clone()).map_err(undecodable)?,
         };
         // A refused change (one that makes no sense for this membership) leaves the membership as it was, on every member alike.
-        committed.conf_state = Some(
-            self.node
-                .apply_conf_change(&change)
-                .unwrap_or_else(|_| self.node.raft.prs().conf().to_conf_state()),
-        );
+        committed.conf_state =
+            Some(self.node.apply_conf_change(&change).unwrap_or_else(|_| self.node.raft.prs().conf().to_conf_state()));
         Ok(committed)
     }
 }

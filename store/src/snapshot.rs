@@ -26,7 +26,9 @@ const FLUSH_BYTES: usize = 1 << 20;
 pub enum SnapshotError {
     #[error("snapshot {file}: {source}")]
     Io { file: String, source: io::Error },
-    #[error("snapshot {file} is damaged: {problem}. Remove this server's data directory and let it join again, or restore a backup")]
+    #[error(
+        "snapshot {file} is damaged: {problem}. Remove this server's data directory and let it join again, or restore a backup"
+    )]
     Damaged { file: String, problem: String },
 }
 
@@ -52,11 +54,7 @@ pub fn tidy(disk: &dyn Disk) -> io::Result<()> {
 }
 
 /// Writes the state as it is now to disk; returns the header that was written.
-pub fn write(
-    disk: &dyn Disk,
-    machine: &RwLock<Machine>,
-    cluster_id: u64,
-) -> io::Result<pb::SnapshotHeader> {
+pub fn write(disk: &dyn Disk, machine: &RwLock<Machine>, cluster_id: u64) -> io::Result<pb::SnapshotHeader> {
     let header = {
         let mut machine = machine.write().unwrap_or_else(|e| e.into_inner());
         machine.kv.pin();

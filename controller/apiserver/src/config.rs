@@ -1,0 +1,115 @@
+//! What the API server is told when it starts.
+
+use crate::auth::jwt::TokenSigner;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Options of one API server. All servers of a cluster need the same ranges, issuer and key.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// CSV lines `token,user,uid[,"group1,group2"]`, as kube-apiserver's `--token-auth-file`.
+    pub token_file: Option<PathBuf>,
+    /// Where cluster IPs come from; the first address is the `kubernetes` Service's.
+    pub service_cidr: Cidr,
+    /// Ports for NodePort Services, both ends included.
+    pub node_port_range: (u16, u16),
+    /// Whether requests without credentials are let in as `system:anonymous` (who may only see health and version).
+    pub anonymous: bool,
+    /// Signs and checks service account tokens.
+    pub tokens: Arc<TokenSigner>,
+    /// What service account tokens are for when nobody asks otherwise; the issuer when empty.
+    pub audiences: Vec<String>,
+    /// The cluster CA, for those who ask where to find trust.
+    pub ca_pem: String,
+    /// Where clients reach the API: `host:port`, shown in discovery; the listener's address when empty.
+    pub advertise: String,
+    /// The address and port that the `kubernetes` Service leads to; no endpoints are kept when empty.
+    pub endpoints: Vec<std::net::SocketAddr>,
+    /// Whether controllers run elsewhere in this process: without them, nothing makes the default accounts.
+    pub controllers: bool,
+}
+
+impl Config {
+    /// Defaults for `tokens`: ranges of the design, anonymous on, no token file.
+    pub fn new(tokens: Arc<TokenSigner>) -> Self {
+        Config {
+            token_file: None,
+            service_cidr: Cidr { base: Ipv4Addr::new(10, 43, 0, 0), bits: 16 },
+            node_port_range: (30000, 32767),
+            anonymous: true,
+            tokens,
+            audiences: Vec::new(),
+            ca_pem: String::new(),
+            advertise: String::new(),
+            endpoints: Vec::new(),
+            controllers: true,
+        }
+    }
+}
+
+/// An IPv4 range such as `10.43.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    pub base: Ipv4Addr,
+    /// Length of the prefix, 8 to 30.
+    pub bits: u8,
+}
+
+impl Cidr {
+    /// How many addresses the range has.
+    pub fn size(&self) -> u32 {
+        1u32 << (32 - u32::from(self.bits))
+    }
+
+    /// The address `offset` above the base.
+    pub fn nth(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + offset)
+    }
+
+    /// How far an address is above the base, when it is inside.
+    pub fn offset(&self, ip: Ipv4Addr) -> Option<u32> {
+        u32::from(ip).checked_sub(u32::from(self.base)).filter(|o| *o < self.size())
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.bits)
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = |why: &str| format!("{text:?} is not an IPv4 range such as 10.43.0.0/16: {why}");
+        let (base, bits) = text.split_once('/').ok_or_else(|| bad("there is no /"))?;
+        let base: Ipv4Addr = base.parse().map_err(|_| bad("the address cannot be read"))?;
+        let bits: u8 = bits.parse().map_err(|_| bad("the length of the prefix cannot be read"))?;
+        if !(8..=30).contains(&bits) {
+            return Err(bad("the prefix must have 8 to 30 bits"));
+        }
+        let mask = u32::MAX << (32 - u32::from(bits));
+        if u32::from(base) & !mask != 0 {
+            return Err(bad("the address has bits below the prefix"));
+        }
+        Ok(Cidr { base, bits })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let cidr: Cidr = "10.43.0.0/16".parse().unwrap();
+        assert_eq!((cidr.size(), cidr.nth(10).to_string()), (65536, "10.43.0.10".into()));
+        assert_eq!(cidr.offset("10.43.1.0".parse().unwrap()), Some(256));
+        assert_eq!(cidr.offset("10.44.0.0".parse().unwrap()), None);
+        for bad in ["10.43.0.0", "x/16", "10.43.0.1/16", "10.0.0.0/31"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+}

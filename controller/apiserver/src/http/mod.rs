@@ -1,0 +1,5 @@
+//! What HTTP says: paths to requests, media types, answers.
+
+pub mod media;
+pub mod request;
+pub mod respond;

@@ -1,0 +1,6 @@
+//! Objects in the store: keys, stored bytes, reading, continue tokens.
+
+pub mod continue_token;
+pub mod encode;
+pub mod keys;
+pub mod peek;

@@ -1,0 +1,184 @@
+//! A container as its helper sees it: the process, its pipes, its log and who is attached.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::init::{self, Stdio};
+use super::logs::{LINE_BYTES_MAX, Log, Stream};
+use crate::spec::{ContainerState, Phase, PodSpec};
+use crate::sys;
+use crate::wire::StartRequest;
+
+/// One container.
+pub struct Container {
+    pub request: StartRequest,
+    pub state: ContainerState,
+    /// Where the child reports until its program runs.
+    pub channel: Option<OwnedFd>,
+    /// The connection that waits for the start.
+    pub waiter: Option<u64>,
+    pub outputs: Vec<Output>,
+    /// What keeps the container's input open.
+    pub stdin: Option<OwnedFd>,
+    pub master: Option<OwnedFd>,
+    log: Option<Log>,
+    /// Output and error copies of attached clients.
+    attached: Vec<[OwnedFd; 2]>,
+}
+
+/// One stream that comes out of a container.
+pub struct Output {
+    fd: fs::File,
+    stream: Stream,
+    pending: Vec<u8>,
+}
+
+impl Output {
+    pub fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// A pair of connected packet sockets, parent's end first.
+pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Forks a child into the PID namespace of `of` (or the helper's own). 0 in the child.
+pub fn fork_into(pid_namespace: Option<i32>, flags: libc::c_int) -> io::Result<libc::pid_t> {
+    let Some(of) = pid_namespace else { return sys::clone(flags) };
+    let theirs = fs::File::open(format!("/proc/{of}/ns/pid"))?;
+    let ours = fs::File::open("/proc/self/ns/pid")?;
+    setns(theirs.as_fd(), CloneFlags::CLONE_NEWPID)?;
+    let result = sys::clone(flags);
+    if !matches!(result, Ok(0)) {
+        setns(ours.as_fd(), CloneFlags::CLONE_NEWPID)?;
+    }
+    result
+}
+
+impl Container {
+    /// Clones the container's first process. `init_of` is the pod's shared PID namespace, if it has one.
+    pub fn start(request: StartRequest, pod: &PodSpec, pod_dir: &Path, init_of: Option<i32>) -> io::Result<Container> {
+        let spec = &request.spec;
+        let log = spec.log.as_ref().map(Log::open).transpose()?;
+        let (ours, theirs) = channel()?;
+        let mut outputs = Vec::new();
+        let mut stdin = None;
+        let mut stdio: Stdio = None;
+        if !spec.tty {
+            let input = if spec.stdin {
+                let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                stdin = Some(write);
+                read
+            } else {
+                fs::File::open("/dev/null")?.into()
+            };
+            let mut ends = vec![input];
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                sys::set_nonblocking(read.as_raw_fd())?;
+                outputs.push(Output { fd: read.into(), stream, pending: Vec::new() });
+                ends.push(write);
+            }
+            stdio = ends.try_into().ok();
+        }
+        let own_pids = !pod.host_pid && init_of.is_none();
+        let flags = libc::CLONE_NEWNS | if own_pids { libc::CLONE_NEWPID } else { 0 };
+        let pid = fork_into(init_of, flags)?;
+        if pid == 0 {
+            let Err(error) = init::container(&request, pod, pod_dir, stdio, &theirs);
+            init::fail(&theirs, &error);
+        }
+        sys::set_nonblocking(ours.as_raw_fd())?;
+        let state = ContainerState {
+            id: spec.id.clone(),
+            phase: Phase::Starting,
+            pid,
+            exit_code: 0,
+            signal: 0,
+            oom_killed: false,
+            error: String::new(),
+            started_ms: sys::now_ms(),
+            finished_ms: 0,
+        };
+        Ok(Container { request, state, channel: Some(ours), waiter: None, outputs, stdin, master: None, log, attached: Vec::new() })
+    }
+
+    /// The terminal's master arrived: it is input and output at once.
+    pub fn set_master(&mut self, master: OwnedFd) -> io::Result<()> {
+        sys::set_nonblocking(master.as_raw_fd())?;
+        let copy = master.try_clone()?;
+        self.outputs.push(Output { fd: copy.into(), stream: Stream::Stdout, pending: Vec::new() });
+        self.master = Some(master);
+        Ok(())
+    }
+
+    /// Reads what is there, logs and copies it. A stream that ended is taken out.
+    pub fn pump(&mut self, index: usize) {
+        let mut buffer = [0u8; LINE_BYTES_MAX];
+        let Some(output) = self.outputs.get_mut(index) else { return };
+        // Bounded, so that one talkative container does not starve the others.
+        for _ in 0..16 {
+            let (count, end) = match output.fd.read(&mut buffer) {
+                Ok(0) => (0, true),
+                Ok(count) => (count, false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // A terminal whose last user went away answers EIO.
+                Err(_) => (0, true),
+            };
+            let bytes = &buffer[..count];
+            let side = usize::from(output.stream == Stream::Stderr);
+            // A client that does not keep up loses its stream rather than stop the container.
+            self.attached.retain(|pair| nix::unistd::write(&pair[side], bytes).is_ok_and(|written| written == count));
+            if let Some(log) = &mut self.log {
+                output.pending.extend_from_slice(bytes);
+                if let Err(error) = log.drain(output.stream, &mut output.pending, end) {
+                    eprintln!("write the log of {}: {error}", self.state.id);
+                    output.pending.clear();
+                }
+            }
+            if end {
+                self.outputs.remove(index);
+                if self.outputs.is_empty() {
+                    self.attached.clear();
+                }
+                return;
+            }
+        }
+    }
+
+    /// Everything that the ended process left in its pipes.
+    pub fn drain_outputs(&mut self) {
+        for index in (0..self.outputs.len()).rev() {
+            self.pump(index);
+        }
+    }
+
+    /// Adds a client's ends; gives what the client writes to.
+    pub fn attach(&mut self, ends: [OwnedFd; 2]) -> io::Result<Option<OwnedFd>> {
+        for end in &ends {
+            sys::set_nonblocking(end.as_raw_fd())?;
+        }
+        self.attached.push(ends);
+        if let Some(master) = &self.master {
+            return master.try_clone().map(Some);
+        }
+        if self.request.spec.stdin_once {
+            return Ok(self.stdin.take());
+        }
+        self.stdin.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Forgets attached clients and input once the container ended.
+    pub fn close(&mut self) {
+        self.attached.clear();
+        self.stdin = None;
+    }
+}

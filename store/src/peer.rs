@@ -1,0 +1,111 @@
+//! The peers' service: what other members send here.
+
+use crate::command::member_to_pb;
+use crate::driver::Shared;
+use crate::replica::Input;
+use crate::snapshot;
+use crate::store::Store;
+use prost::Message as _;
+use raft::eraftpb::Message;
+use skiff_proto::store as pb;
+use skiff_proto::store::peer_server::Peer;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Serves a store to its peers.
+pub struct PeerService {
+    store: Store,
+}
+
+impl PeerService {
+    pub fn new(store: Store) -> Self {
+        PeerService { store }
+    }
+
+    fn shared(&self) -> &Shared {
+        self.store.shared()
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Box<Message>, Status> {
+    Message::decode(bytes).map(Box::new).map_err(|e| Status::invalid_argument(format!("not a Raft message: {e}")))
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn messages(&self, request: Request<Streaming<pb::RaftMessages>>) -> Result<Response<pb::Empty>, Status> {
+        let mut stream = request.into_inner();
+        let mut from = 0;
+        loop {
+            match stream.message().await {
+                Ok(Some(item)) => {
+                    from = item.from;
+                    for message in item.messages {
+                        self.shared().input(Input::Message(decode(&message)?));
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => break,
+            }
+        }
+        // The stream of a live peer never ends: if that peer led, an election need not wait for the silence to be long enough.
+        if from != 0 {
+            self.store.peer_closed(from);
+        }
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<pb::SnapshotChunk>>) -> Result<Response<pb::Empty>, Status> {
+        let _only_one = self.store.receiving().await;
+        let mut stream = request.into_inner();
+        let disk = self.shared().disk.clone();
+        let failed = |e: std::io::Error| Status::internal(format!("storing the snapshot: {e}"));
+        disk.remove(snapshot::INCOMING).map_err(failed)?;
+        let mut message = None;
+        while let Some(chunk) = stream.message().await? {
+            if !chunk.message.is_empty() {
+                message = Some(decode(&chunk.message)?);
+            }
+            disk.append(snapshot::INCOMING, &chunk.data).map_err(failed)?;
+        }
+        let message = message.ok_or_else(|| Status::invalid_argument("a snapshot without its Raft message"))?;
+        let checked = tokio::task::spawn_blocking(move || {
+            disk.sync(snapshot::INCOMING).map_err(|e| e.to_string())?;
+            snapshot::read(&*disk, snapshot::INCOMING).map(|(header, _)| header).map_err(|e| e.to_string())
+        });
+        let header = checked.await.map_err(|e| Status::internal(e.to_string()))?.map_err(Status::data_loss)?;
+        if header.cluster_id != self.shared().cluster_id {
+            return Err(Status::failed_precondition("this snapshot is of another cluster"));
+        }
+        if header.index != message.get_snapshot().get_metadata().index {
+            return Err(Status::invalid_argument("the snapshot's file and its message name different indexes"));
+        }
+        self.shared().input(Input::Message(message));
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn forward(&self, request: Request<pb::Batch>) -> Result<Response<pb::ForwardAnswer>, Status> {
+        let accepted = self.store.leadership().borrow().is_leader();
+        if accepted {
+            self.shared().input(Input::Propose(request.into_inner().commands));
+        }
+        Ok(Response::new(pb::ForwardAnswer { accepted }))
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinAnswer>, Status> {
+        let record = request.into_inner().member.ok_or_else(|| Status::invalid_argument("no member named"))?;
+        let leadership = self.store.leadership().borrow().clone();
+        if !leadership.is_leader() {
+            let leader = self.store.members().into_iter().find(|m| Some(m.id) == leadership.leader);
+            let leader = leader.ok_or_else(|| Status::unavailable("the store has no leader at the moment"))?;
+            return Ok(Response::new(pb::JoinAnswer { leader_addr: leader.peer_addr, ..Default::default() }));
+        }
+        let member = crate::command::member_from_pb(record);
+        self.store.add_member(member).await.map_err(|e| match e {
+            crate::error::Error::Member { .. } => Status::failed_precondition(e.to_string()),
+            other => Status::unavailable(other.to_string()),
+        })?;
+        let members = self.store.members().iter().map(member_to_pb).collect();
+        let cluster_id = self.shared().cluster_id;
+        Ok(Response::new(pb::JoinAnswer { cluster_id, members, leader_addr: String::new() }))
+    }
+}

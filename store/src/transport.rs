@@ -1,0 +1,282 @@
+//! Messages to the other members: a task a peer, each with one stream out.
+//!
+//! Queues are bounded and a message that does not fit is dropped: Raft sends it again, and a slow peer costs nobody memory. Snapshots
+//! take a call of their own, in chunks. An address comes from the replicated list of members, so it may change under a
+//! running connection; the task then dials the new one.
+
+use crate::command::member_to_pb;
+use crate::disk::Disk;
+use crate::driver::{Outbox, Shared};
+use crate::replica::{Input, is_snapshot};
+use crate::snapshot;
+use crate::types::*;
+use prost::Message as _;
+use raft::eraftpb::Message;
+use skiff_proto::store as pb;
+use skiff_proto::store::peer_client::PeerClient;
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+const QUEUE_MAX: usize = 4096;
+const CHUNK_BYTES: usize = 512 << 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// gRPC's limit on one message; an entry is far smaller.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// How peers prove who they are to each other. PEM, as files hold it.
+#[derive(Clone)]
+pub struct PeerTls {
+    pub ca: String,
+    pub certificate: String,
+    pub key: String,
+    /// The name that every member's certificate carries (a SAN); never an address.
+    pub server_name: String,
+}
+
+/// Members of the group that are dialled. Cheap to clone.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: tokio::runtime::Handle,
+    tls: Option<PeerTls>,
+    shared: OnceLock<Weak<Shared>>,
+    peers: Mutex<HashMap<MemberId, Peer>>,
+    /// Addresses known before the replicated list is (from the answer to a join).
+    seeds: Mutex<HashMap<MemberId, String>>,
+}
+
+#[derive(Clone)]
+struct Peer {
+    addr: String,
+    queue: mpsc::Sender<Message>,
+    channel: Channel,
+}
+
+/// A channel to a peer's address; it connects when it is used.
+pub fn channel(addr: &str, tls: Option<&PeerTls>) -> Result<Channel, tonic::transport::Error> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{addr}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(2));
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(
+            ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(&tls.ca))
+                .identity(Identity::from_pem(&tls.certificate, &tls.key))
+                .domain_name(&tls.server_name),
+        )?;
+    }
+    Ok(endpoint.connect_lazy())
+}
+
+/// A client of a peer's service.
+pub fn client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl Transport {
+    pub fn new(tls: Option<PeerTls>, seeds: HashMap<MemberId, String>) -> Self {
+        let inner = Inner {
+            runtime: tokio::runtime::Handle::current(),
+            tls,
+            shared: OnceLock::new(),
+            peers: Mutex::default(),
+            seeds: Mutex::new(seeds),
+        };
+        Transport { inner: Arc::new(inner) }
+    }
+
+    /// Ties the transport to its replica, once that exists.
+    pub fn attach(&self, shared: &Arc<Shared>) {
+        let _ = self.inner.shared.set(Arc::downgrade(shared));
+    }
+
+    fn shared(&self) -> Option<Arc<Shared>> {
+        self.inner.shared.get().and_then(Weak::upgrade)
+    }
+
+    fn address(&self, shared: &Shared, id: MemberId) -> Option<String> {
+        let machine = shared.machine.read().unwrap_or_else(|e| e.into_inner());
+        match machine.members.get(&id) {
+            Some(member) => Some(member.peer_addr.clone()),
+            None => self.inner.seeds.lock().unwrap_or_else(|e| e.into_inner()).get(&id).cloned(),
+        }
+    }
+
+    /// The channel to a member; None if its address is not known.
+    pub fn channel_to(&self, id: MemberId) -> Option<Channel> {
+        self.peer(id).map(|p| p.channel)
+    }
+
+    fn peer(&self, id: MemberId) -> Option<Peer> {
+        let shared = self.shared()?;
+        let addr = self.address(&shared, id)?;
+        let mut peers = self.inner.peers.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(peer) = peers.get(&id).filter(|p| p.addr == addr) {
+            return Some(peer.clone());
+        }
+        // Called from the raft thread too, which is none of tokio's.
+        let _guard = self.inner.runtime.enter();
+        let channel = channel(&addr, self.inner.tls.as_ref())
+            .inspect_err(|e| tracing::warn!("member {id:x} has an address that cannot be dialled, {addr}: {e}"))
+            .ok()?;
+        let (queue, messages) = mpsc::channel(QUEUE_MAX);
+        self.inner.runtime.spawn(send_messages(id, shared.id, channel.clone(), messages, Arc::downgrade(&shared)));
+        let peer = Peer { addr, queue, channel };
+        peers.insert(id, peer.clone());
+        Some(peer)
+    }
+}
+
+impl Outbox for Transport {
+    fn send(&self, message: Message) {
+        let to = message.to;
+        let Some(peer) = self.peer(to) else { return };
+        if is_snapshot(&message) {
+            if let Some(shared) = self.shared() {
+                self.inner.runtime.spawn(send_snapshot(shared, peer.channel, message));
+            }
+            return;
+        }
+        if peer.queue.try_send(message).is_err()
+            && let Some(shared) = self.shared()
+        {
+            shared.input(Input::Unreachable(to));
+        }
+    }
+}
+
+/// Keeps a stream of messages to one peer open until the transport forgets the peer.
+async fn send_messages(
+    to: MemberId,
+    from: MemberId,
+    channel: Channel,
+    mut messages: mpsc::Receiver<Message>,
+    shared: Weak<Shared>,
+) {
+    let mut retry = RETRY_MIN;
+    while let Some(first) = messages.recv().await {
+        let (stream, items) = mpsc::channel::<pb::RaftMessages>(16);
+        let call = async {
+            let stream = tokio_stream::wrappers::ReceiverStream::new(items);
+            client(channel.clone()).messages(stream).await
+        };
+        let mut next = Some(first);
+        let pump = async {
+            while let Some(message) = next {
+                let mut item = pb::RaftMessages { from, messages: vec![message.encode_to_vec().into()] };
+                while item.messages.len() < 256
+                    && let Ok(more) = messages.try_recv()
+                {
+                    item.messages.push(more.encode_to_vec().into());
+                }
+                if stream.send(item).await.is_err() {
+                    return;
+                }
+                retry = RETRY_MIN;
+                next = messages.recv().await;
+            }
+        };
+        tokio::select! {
+            _ = call => {}
+            () = pump => {}
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        shared.input(Input::Unreachable(to));
+        drop(shared);
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(RETRY_MAX);
+        // What waited meanwhile is stale; Raft repeats what still matters.
+        while messages.try_recv().is_ok() {}
+    }
+}
+
+/// Streams the newest snapshot file to a peer, its Raft message in front, and reports how that went.
+async fn send_snapshot(shared: Arc<Shared>, channel: Channel, message: Message) {
+    let to = message.to;
+    let file = snapshot::file_name(message.get_snapshot().get_metadata().index);
+    let (chunks, stream) = mpsc::channel(4);
+    let disk = shared.disk.clone();
+    let read = tokio::task::spawn_blocking(move || read_chunks(&*disk, &file, &message, &chunks));
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let sent = client(channel).snapshot(stream).await;
+    let read = read.await;
+    let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
+    if let Err(e) = sent {
+        tracing::info!("sending a snapshot to member {to:x} failed: {}", e.message());
+    }
+    shared.input(Input::SnapshotSent(to, ok));
+}
+
+fn read_chunks(
+    disk: &dyn Disk,
+    file: &str,
+    message: &Message,
+    chunks: &mpsc::Sender<pb::SnapshotChunk>,
+) -> std::io::Result<()> {
+    let mut reader = disk.open_read(file)?;
+    let mut head = bytes::Bytes::from(message.encode_to_vec());
+    loop {
+        let mut data = Vec::with_capacity(CHUNK_BYTES);
+        let count = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
+        if count == 0 && head.is_empty() {
+            return Ok(());
+        }
+        let chunk = pb::SnapshotChunk { message: std::mem::take(&mut head), data: data.into() };
+        if chunks.blocking_send(chunk).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Asks a member of a running group to take this one in; follows it to the leader. Gives the group's id and members.
+pub async fn join(
+    seeds: &[String],
+    tls: Option<&PeerTls>,
+    member: &Member,
+) -> Result<(u64, Vec<Member>), crate::error::Error> {
+    let mut problem = String::from("no address to join was given");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let mut addrs: Vec<String> = seeds.to_vec();
+    while tokio::time::Instant::now() < deadline {
+        for addr in addrs.clone() {
+            let channel = match channel(&addr, tls) {
+                Ok(channel) => channel,
+                Err(e) => {
+                    problem = format!("{addr}: {e}");
+                    continue;
+                }
+            };
+            let request = pb::JoinRequest { member: Some(member_to_pb(member)) };
+            match client(channel).join(request).await.map(tonic::Response::into_inner) {
+                Ok(answer) if answer.leader_addr.is_empty() => {
+                    let members = answer.members.into_iter().map(crate::command::member_from_pb).collect();
+                    return Ok((answer.cluster_id, members));
+                }
+                Ok(answer) => {
+                    problem = format!("{addr} sends us to the leader at {}", answer.leader_addr);
+                    addrs = vec![answer.leader_addr];
+                    addrs.extend(seeds.iter().cloned());
+                    break;
+                }
+                Err(e) if e.code() == tonic::Code::FailedPrecondition => {
+                    return Err(crate::error::Error::Member { id: member.id, problem: e.message().to_owned() });
+                }
+                Err(e) => problem = format!("{addr}: {}", e.message()),
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err(crate::error::Error::Member { id: member.id, problem: format!("could not join the store: {problem}") })
+}
