@@ -1,1 +1,27 @@
-//! placeholder
+//! Who is who: the cluster's certificate authority, the certificates of servers, nodes and users, join tokens, and the TLS configurations
+//! made of them. Both sides of every connection need it; it opens none itself.
+
+mod ca;
+mod tls;
+mod token;
+
+pub use ca::{Ca, Pair, SERVER_NAME, Subject, hash, request, request_key_hash};
+pub use tls::{client, install_crypto, joining_client, server, server_name};
+pub use token::{Role, Token, random_text};
+
+/// What went wrong with a key, a certificate or a token.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("making or reading a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    #[error("TLS configuration: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("not a PEM file with the expected content: {0}")]
+    Pem(String),
+    #[error("{0:?} is not a DNS name, so it cannot be put in a certificate")]
+    BadName(String),
+    #[error("checking client certificates: {0}")]
+    Verifier(String),
+    #[error("this is not a join token: {0}. `skiff token create` on a server makes one")]
+    BadToken(String),
+}

@@ -1,0 +1,324 @@
+//! From a body to an object: JSON or YAML, with every duplicate key and unknown field noticed.
+//!
+//! How strict to be is the request's `fieldValidation`: `Strict` refuses, `Warn` (the default) tells, `Ignore` is silent.
+
+use crate::call::{Body, Call};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use skiff_api::Kind;
+use skiff_api::schema::Schema;
+use skiff_api::status::Status;
+use std::fmt;
+
+/// The media types that a body of an object may have.
+pub const READABLE: &[&str] =
+    &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
+
+/// A parsed body, before it is known what it should be.
+#[derive(Debug, Default)]
+pub struct Document {
+    pub value: Value,
+    /// In the words clients know: `duplicate field "data.a"`.
+    pub duplicates: Vec<String>,
+}
+
+/// What the client wants to hear of fields that it got wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    pub fn of(call: &Call) -> Self {
+        match call.query.text("fieldValidation") {
+            "Ignore" => FieldValidation::Ignore,
+            "Strict" => FieldValidation::Strict,
+            _ => FieldValidation::Warn,
+        }
+    }
+}
+
+/// Reads a body; None when it is empty.
+pub fn document(body: &Body) -> Result<Option<Document>, Status> {
+    match body {
+        Body::Empty => Ok(None),
+        Body::Value(value) => Ok(Some(Document { value: value.clone(), duplicates: Vec::new() })),
+        Body::Raw { bytes, .. } if bytes.is_empty() => Ok(None),
+        Body::Raw { bytes, media } => match media.as_str() {
+            "application/json" | "" => json(bytes).map(Some).map_err(|problem| {
+                let text = String::from_utf8_lossy(bytes);
+                Status::bad_request(format!("couldn't get version/kind; json parse error: {problem} ({})", clip(&text)))
+            }),
+            "application/yaml" => yaml(bytes).map(Some).map_err(|problem| {
+                Status::bad_request(format!("error converting YAML to JSON: {problem}"))
+            }),
+            _ => Err(Status::unsupported_media_type(READABLE)),
+        },
+    }
+}
+
+fn clip(text: &str) -> String {
+    let mut out: String = text.chars().take(200).collect();
+    if out.len() < text.len() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// Parses JSON; duplicates are kept in mind, the last one wins. The error is worded as Go's.
+pub fn json(bytes: &[u8]) -> Result<Document, String> {
+    let mut duplicates = Vec::new();
+    let mut decoder = serde_json::Deserializer::from_slice(bytes);
+    let seed = Node { path: String::new(), duplicates: &mut duplicates };
+    let value = seed.deserialize(&mut decoder).map_err(|e| json_problem(&e, bytes))?;
+    decoder.end().map_err(|e| json_problem(&e, bytes))?;
+    Ok(Document { value, duplicates })
+}
+
+/// Go's words for what is wrong with a JSON text.
+pub fn json_problem(error: &serde_json::Error, bytes: &[u8]) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".into();
+    }
+    let mut offset = 0;
+    for (index, line) in bytes.split(|b| *b == b'\n').enumerate() {
+        if index + 1 == error.line() {
+            offset += error.column().saturating_sub(1);
+            break;
+        }
+        offset += line.len() + 1;
+    }
+    match bytes.get(offset) {
+        Some(byte) => format!("invalid character '{}' looking for beginning of value", *byte as char),
+        None => error.to_string(),
+    }
+}
+
+/// Parses YAML as kubectl's library reads it (YAML 1.1 booleans and octals).
+pub fn yaml(bytes: &[u8]) -> Result<Document, String> {
+    use serde_yaml::DuplicateKeyPolicy;
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("yaml: the text is not UTF-8: {e}"))?;
+    let read = |policy| {
+        let options = serde_yaml::options! { duplicate_keys: policy, legacy_octal_numbers: true };
+        serde_yaml::from_str_with_options::<Value>(text, options)
+    };
+    match read(DuplicateKeyPolicy::Error) {
+        Ok(value) => Ok(Document { value, duplicates: Vec::new() }),
+        Err(serde_yaml::Error::DuplicateMappingKey { key, location }) => {
+            let value = read(DuplicateKeyPolicy::LastWins).map_err(|e| format!("yaml: {e}"))?;
+            let key = key.unwrap_or_default();
+            Ok(Document { value, duplicates: vec![format!("line {}: key {key:?} already set in map", location.line())] })
+        }
+        Err(e) => Err(format!("yaml: {e}")),
+    }
+}
+
+/// Builds a value and notices keys that come twice in a map.
+struct Node<'d> {
+    path: String,
+    duplicates: &'d mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, decoder: D) -> Result<Value, D::Error> {
+        decoder.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
+            let value = map.next_value_seed(Node { path: path.clone(), duplicates: self.duplicates })?;
+            if out.insert(key, value).is_some() {
+                self.duplicates.push(format!("duplicate field {path:?}"));
+            }
+        }
+        Ok(Value::Object(out))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        loop {
+            let path = format!("{}[{}]", self.path, out.len());
+            match seq.next_element_seed(Node { path, duplicates: self.duplicates })? {
+                Some(value) => out.push(value),
+                None => return Ok(Value::Array(out)),
+            }
+        }
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_string()))
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+}
+
+/// Reads the body as an object of the call's kind. Kind and apiVersion may be absent only for requests from inside.
+pub fn object(call: &mut Call) -> Result<Value, Status> {
+    let kind = call.kind.clone();
+    object_of(call, &kind)
+}
+
+/// Reads the body as an object of `kind`: unknown fields are told and taken out, types are checked.
+pub fn object_of(call: &mut Call, kind: &Kind) -> Result<Value, Status> {
+    let Some(document) = document(&call.body)? else {
+        return Err(Status::bad_request(format!("the request has no body, but a {} is needed", kind.kind)));
+    };
+    let inside = matches!(call.body, Body::Value(_));
+    let mut value = document.value;
+    check_type(&mut value, kind, &call.body, inside)?;
+    let mut problems = document.duplicates;
+    clean(&mut value, kind, &mut problems)
+        .map_err(|why| Status::bad_request(format!("{} {why}", cannot_be_handled(kind))))?;
+    tell(call, &problems, |all| Status::bad_request(format!("{} strict decoding error: {all}", cannot_be_handled(kind))))?;
+    Ok(value)
+}
+
+fn cannot_be_handled(kind: &Kind) -> String {
+    format!("{} in version {:?} cannot be handled as a {}:", kind.kind, kind.version, kind.kind)
+}
+
+/// Takes unknown fields out (they are added to `problems`) and checks the types of the rest.
+pub fn clean(value: &mut Value, kind: &Kind, problems: &mut Vec<String>) -> Result<(), String> {
+    let Some(schema) = Schema::for_kind(kind) else { return Ok(()) };
+    if let Some(error) = schema.type_error(value) {
+        return Err(error);
+    }
+    problems.extend(schema.prune(value).iter().map(ToString::to_string));
+    Ok(())
+}
+
+/// Warns or refuses, as the request wants.
+pub fn tell(call: &mut Call, problems: &[String], refuse: impl Fn(String) -> Status) -> Result<(), Status> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    match FieldValidation::of(call) {
+        FieldValidation::Ignore => Ok(()),
+        FieldValidation::Strict => Err(refuse(problems.join(", "))),
+        FieldValidation::Warn => {
+            problems.iter().for_each(|p| call.warn(p.clone()));
+            Ok(())
+        }
+    }
+}
+
+/// The body must say the kind that the path says.
+fn check_type(value: &mut Value, kind: &Kind, body: &Body, inside: bool) -> Result<(), Status> {
+    let text = || match body {
+        Body::Raw { bytes, .. } => String::from_utf8_lossy(bytes).into_owned(),
+        _ => String::new(),
+    };
+    let Some(map) = value.as_object_mut() else {
+        return Err(Status::bad_request(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ \
+             APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            skiff_json_type(value)
+        )));
+    };
+    if inside {
+        map.entry("kind").or_insert_with(|| kind.kind.clone().into());
+        map.entry("apiVersion").or_insert_with(|| kind.api_version().into());
+    }
+    let found = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+    let (found_kind, found_version) = (found("kind"), found("apiVersion"));
+    if found_kind.is_empty() && found_version.is_empty() {
+        // A built-in kind may be left out: the path says what it is.
+        map.insert("kind".into(), kind.kind.clone().into());
+        map.insert("apiVersion".into(), kind.api_version().into());
+        return Ok(());
+    }
+    if found_kind.is_empty() {
+        let text = text();
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): Object 'Kind' is missing in '{text}' ({})",
+            kind.kind,
+            clip(&text)
+        )));
+    }
+    if found_version != kind.api_version() && !found_version.is_empty() {
+        let known = skiff_api::kinds::of_object(value).is_some();
+        if !known || found_kind == kind.kind {
+            return Err(Status::bad_request(format!(
+                "the API version in the data ({found_version}) does not match the expected API version ({})",
+                kind.api_version()
+            )));
+        }
+    }
+    if found_kind != kind.kind {
+        let (_, version) = skiff_api::kinds::split_api_version(&found_version);
+        return Err(Status::bad_request(format!(
+            "{found_kind} in version {version:?} cannot be handled as a {}: converting ({version}.{found_kind}) to ({}.{}): \
+             unknown conversion",
+            kind.kind,
+            internal_group(&kind.group),
+            kind.kind
+        )));
+    }
+    Ok(())
+}
+
+/// The first word of a group, as Go packages are named: `core`, `apps`, `rbac`.
+fn internal_group(group: &str) -> &str {
+    if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) }
+}
+
+fn skiff_json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_are_told_with_their_path() {
+        let document = json(br#"{"data":{"a":"b","a":"c"},"data":{"a":"d"},"l":[{"x":1,"x":2}]}"#).unwrap();
+        assert_eq!(document.duplicates, ["duplicate field \"data.a\"", "duplicate field \"data\"", "duplicate field \"l[0].x\""]);
+        assert_eq!(document.value["data"]["a"], "d");
+        let document = yaml(b"a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
+        assert_eq!(document.duplicates, ["line 4: key \"c\" already set in map"]);
+        assert_eq!(document.value["b"]["c"], 2);
+    }
+
+    #[test]
+    fn broken_json_is_told_in_go_words() {
+        assert_eq!(json(b"{").unwrap_err(), "unexpected end of JSON input");
+        assert_eq!(json(b"x").unwrap_err(), "invalid character 'x' looking for beginning of value");
+    }
+}

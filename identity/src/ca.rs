@@ -1,0 +1,189 @@
+//! The cluster's certificate authority: one key that every server holds, and the certificates that it gives out.
+
+use crate::Error;
+use jiff::{Span, Timestamp, tz::TimeZone};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use sha2::{Digest as _, Sha256};
+use std::net::IpAddr;
+
+/// The name in every server's certificate by which peers and agents know it: a role, never an address.
+pub const SERVER_NAME: &str = "server.skiff.internal";
+
+const CA_YEARS: i64 = 10;
+/// Certificates of servers, nodes and users. They are renewed at half of it (see [`Pair::renewal_due`]).
+const LEAF_DAYS: i64 = 365;
+
+/// A certificate and its key, PEM.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// The authority.
+pub struct Ca {
+    pair: Pair,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// Whose certificate it is.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// A control-plane server, with the addresses and names under which clients find its API.
+    Server { name: String, names: Vec<String>, addresses: Vec<IpAddr> },
+    /// A node's agent: the user `system:node:NAME` in the group `system:nodes`.
+    Node { name: String },
+    /// A user, in one group.
+    User { name: String, group: Option<String> },
+}
+
+fn at(days_from_now: i64) -> time::OffsetDateTime {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let day = now.saturating_add(Span::new().days(days_from_now)).date();
+    rcgen::date_time_ymd(i32::from(day.year()), day.month() as u8, day.day() as u8)
+}
+
+impl Ca {
+    /// A new authority.
+    pub fn generate() -> Result<Ca, Error> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        // The hash in a name keeps two clusters' authorities apart in a browser or a trust store.
+        let id = hex(&Sha256::digest(key.public_key_raw()))[..12].to_owned();
+        params.distinguished_name.push(DnType::CommonName, format!("skiff-ca-{id}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        (params.not_before, params.not_after) = (at(-1), at(CA_YEARS * 365));
+        let certificate = params.self_signed(&key)?.pem();
+        Ca::load(Pair { certificate, key: key.serialize_pem() })
+    }
+
+    /// An authority from its PEM files.
+    pub fn load(pair: Pair) -> Result<Ca, Error> {
+        let key = KeyPair::from_pem(&pair.key)?;
+        let issuer = Issuer::from_ca_cert_pem(&pair.certificate, key)?;
+        Ok(Ca { pair, issuer })
+    }
+
+    pub fn pair(&self) -> &Pair {
+        &self.pair
+    }
+
+    /// The authority's certificate, PEM.
+    pub fn certificate(&self) -> &str {
+        &self.pair.certificate
+    }
+
+    /// A key and a certificate for `subject`.
+    pub fn issue(&self, subject: &Subject) -> Result<Pair, Error> {
+        let key = KeyPair::generate()?;
+        Ok(Pair { certificate: self.sign(subject, &key)?, key: key.serialize_pem() })
+    }
+
+    /// A certificate for the key of a signing request (PEM). Only the key is taken from the request: the names are ours to give.
+    pub fn sign_request(&self, subject: &Subject, request: &str) -> Result<String, Error> {
+        let request = CertificateSigningRequestParams::from_pem(request)?;
+        self.sign(subject, &request.public_key)
+    }
+
+    fn sign(&self, subject: &Subject, key: &impl PublicKeyData) -> Result<String, Error> {
+        let mut params = CertificateParams::default();
+        (params.not_before, params.not_after) = (at(-1), at(LEAF_DAYS));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let mut name = |common: &str, group: Option<&str>| {
+            params.distinguished_name.push(DnType::CommonName, common);
+            if let Some(group) = group {
+                params.distinguished_name.push(DnType::OrganizationName, group);
+            }
+        };
+        match subject {
+            Subject::Server { name: server, names, addresses } => {
+                name(&format!("system:skiff-server:{server}"), Some("system:skiff-servers"));
+                params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+                for name in names.iter().map(String::as_str).chain([SERVER_NAME]) {
+                    let name = name.try_into().map_err(|_| Error::BadName(name.to_owned()))?;
+                    params.subject_alt_names.push(SanType::DnsName(name));
+                }
+                params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
+            }
+            Subject::Node { name: node } => name(&format!("system:node:{node}"), Some("system:nodes")),
+            Subject::User { name: user, group } => name(user, group.as_deref()),
+        }
+        let certificate = params.signed_by(key, &self.issuer)?;
+        // The authority travels behind the leaf, so that a joining machine can compare its hash with the token's.
+        Ok(format!("{}{}", certificate.pem(), self.pair.certificate))
+    }
+
+    /// The hash that tokens carry: SHA-256 of the authority's certificate (DER), hexadecimal.
+    pub fn hash(&self) -> Result<String, Error> {
+        hash(&self.pair.certificate)
+    }
+}
+
+impl Pair {
+    /// Whether half of the certificate's life is over.
+    pub fn renewal_due(&self) -> bool {
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()) else { return true };
+        let Ok(certificate) = pem.parse_x509() else { return true };
+        let validity = certificate.validity();
+        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        Timestamp::now().as_second() > from + (to - from) / 2
+    }
+}
+
+/// A key and a signing request for it, PEM, for someone who does not hold the authority.
+pub fn request(key: Option<&str>) -> Result<(String, String), Error> {
+    let key = match key {
+        Some(pem) => KeyPair::from_pem(pem)?,
+        None => KeyPair::generate()?,
+    };
+    let request = CertificateParams::default().serialize_request(&key)?.pem()?;
+    Ok((key.serialize_pem(), request))
+}
+
+/// SHA-256 of the public key in a signing request: who a node is, whatever its name and address.
+pub fn request_key_hash(request: &str) -> Result<String, Error> {
+    let request = CertificateSigningRequestParams::from_pem(request)?;
+    Ok(hex(&Sha256::digest(request.public_key.der_bytes())))
+}
+
+/// The hash of a certificate (the first in `pem`).
+pub fn hash(pem: &str) -> Result<String, Error> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| Error::Pem(e.to_string()))?;
+    Ok(hex(&Sha256::digest(&der)))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_outlives_its_process_and_its_hash_stays() {
+        let ca = Ca::generate().unwrap();
+        let again = Ca::load(ca.pair().clone()).unwrap();
+        assert_eq!(ca.hash().unwrap(), again.hash().unwrap());
+        assert_eq!(ca.hash().unwrap().len(), 64);
+    }
+
+    #[test]
+    fn a_request_keeps_its_key_and_gets_the_name_that_we_give() {
+        let ca = Ca::generate().unwrap();
+        let (key, first) = request(None).unwrap();
+        let (_, second) = request(Some(&key)).unwrap();
+        assert_eq!(request_key_hash(&first).unwrap(), request_key_hash(&second).unwrap());
+        let certificate = ca.sign_request(&Subject::Node { name: "n1".into() }, &first).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).unwrap();
+        let subject = pem.parse_x509().unwrap().subject().to_string();
+        assert!(subject.contains("CN=system:node:n1") && subject.contains("O=system:nodes"), "{subject}");
+    }
+}
