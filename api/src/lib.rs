@@ -30,6 +30,7 @@ pub mod status;
 pub mod strategy;
 pub mod table;
 pub mod validate;
+pub mod view;
 
 pub use kinds::Kind;
 pub use status::Status;

@@ -117,6 +117,11 @@ impl Quantity {
         self.nanos % NANO == 0
     }
 
+    /// Rounded up (away from zero) to thousandths.
+    pub fn rounded_to_millis(self) -> Self {
+        Quantity { nanos: div_up(self.nanos, 1_000_000) * 1_000_000, ..self }
+    }
+
     /// The ratio of two quantities, for limits on it.
     pub fn ratio(&self, other: &Quantity) -> f64 {
         self.nanos as f64 / other.nanos as f64

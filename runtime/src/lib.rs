@@ -34,3 +34,4 @@ pub use image::{ImageBuilder, ImageConfig, ImageRecord, ImageStore};
 pub use spec::{
     ContainerSpec, ContainerState, ExecSpec, LogSpec, Mount, Phase, PodSpec, PodState, Resources, Rlimit, Security, Stats, Tmpfs,
 };
+pub use sys::boottime_ms;

@@ -237,6 +237,12 @@ pub struct PodState {
     pub containers: Vec<ContainerState>,
     /// The helper stopped everything because its lease passed.
     pub fenced: bool,
+    /// The helper does not answer any more: the pod is over.
+    #[serde(default)]
+    pub gone: bool,
+    /// The helper has spoken at least once.
+    #[serde(default)]
+    pub synced: bool,
 }
 
 /// CPU and memory of a container or pod.

@@ -34,6 +34,14 @@ pub fn now_ms() -> u64 {
     since.as_millis() as u64
 }
 
+/// Milliseconds since boot, time asleep included: the clock of leases (CLOCK_BOOTTIME).
+pub fn boottime_ms() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time outlives the call; this clock exists on every kernel that can run pods.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
+
 /// Identity of this boot: pids and start times mean nothing in another one.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()

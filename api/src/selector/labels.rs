@@ -50,12 +50,8 @@ impl LabelSelector {
 
     /// Parses the query form.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        let mut requirements = Parser::new(text).requirements().map_err(|e| match e {
-            // What the grammar refuses is told with this head, what a rule for names refuses without it.
-            Fault::Grammar(text) => SelectorError(format!("unable to parse requirement: {text}")),
-            Fault::Rule(text) => SelectorError(format!("unable to parse requirement: {text}")),
-            Fault::Bare(text) => SelectorError(text),
-        })?;
+        let parsed = Parser::new(text).requirements();
+        let mut requirements = parsed.map_err(|e| SelectorError(format!("unable to parse requirement: {e}")))?;
         requirements.sort();
         Ok(LabelSelector { requirements, nothing: false })
     }
@@ -164,13 +160,6 @@ impl std::fmt::Display for LabelSelector {
     }
 }
 
-enum Fault {
-    Grammar(String),
-    Rule(String),
-    #[allow(dead_code, reason = "for complaints that upstream tells without a head")]
-    Bare(String),
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
     Word(String),
@@ -214,14 +203,14 @@ impl Parser {
         found
     }
 
-    fn requirements(&mut self) -> Result<Vec<Requirement>, Fault> {
+    fn requirements(&mut self) -> Result<Vec<Requirement>, String> {
         let mut found = Vec::new();
         loop {
             match self.peek() {
                 Token::Word(_) | Token::Symbol("!") => found.push(self.requirement()?),
                 Token::End => return Ok(found),
                 other => {
-                    return Err(Fault::Grammar(format!("found '{}', expected: !, identifier, or 'end of string'", other.text())));
+                    return Err(format!("found '{}', expected: !, identifier, or 'end of string'", other.text()));
                 }
             }
             match self.next() {
@@ -229,26 +218,26 @@ impl Parser {
                 Token::Symbol(",") => {
                     if !matches!(self.peek(), Token::Word(_) | Token::Symbol("!")) {
                         let text = self.peek().text();
-                        return Err(Fault::Grammar(format!("found '{text}', expected: identifier after ','")));
+                        return Err(format!("found '{text}', expected: identifier after ','"));
                     }
                 }
                 other => {
-                    return Err(Fault::Grammar(format!("found '{}', expected: ',' or 'end of string'", other.text())));
+                    return Err(format!("found '{}', expected: ',' or 'end of string'", other.text()));
                 }
             }
         }
     }
 
-    fn requirement(&mut self) -> Result<Requirement, Fault> {
+    fn requirement(&mut self) -> Result<Requirement, String> {
         let absent = self.eat("!");
         let key = match self.next() {
             Token::Word(word) => word,
-            other => return Err(Fault::Grammar(format!("found '{}', expected: identifier", other.text()))),
+            other => return Err(format!("found '{}', expected: identifier", other.text())),
         };
         let problems = names::qualified_name(&key);
         if !problems.is_empty() {
             let text = format!("key: Invalid value: {}: {}", go_quote(&key), problems.join("; "));
-            return Err(Fault::Rule(text));
+            return Err(text);
         }
         if absent {
             return Ok(Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() });
@@ -265,7 +254,7 @@ impl Parser {
             Token::Symbol("<") => Operator::LessThan,
             other => {
                 let text = format!("found '{}', expected: in, notin, =, ==, !=, gt, lt", other.text());
-                return Err(Fault::Grammar(text));
+                return Err(text);
             }
         };
         let mut values = match operator {
@@ -276,21 +265,21 @@ impl Parser {
         values.dedup();
         if matches!(operator, Operator::GreaterThan | Operator::LessThan) && values[0].parse::<i64>().is_err() {
             let text = format!("values[0]: Invalid value: {}: for 'Gt', 'Lt' operators, the value must be an integer", go_quote(&values[0]));
-            return Err(Fault::Rule(text));
+            return Err(text);
         }
         for (i, value) in values.iter().enumerate() {
             let problems = names::label_value(value);
             if !problems.is_empty() {
                 let text = format!("values[{i}][{key}]: Invalid value: {}: {}", go_quote(value), problems.join("; "));
-                return Err(Fault::Rule(text));
+                return Err(text);
             }
         }
         Ok(Requirement { key, operator, values })
     }
 
-    fn set(&mut self) -> Result<Vec<String>, Fault> {
+    fn set(&mut self) -> Result<Vec<String>, String> {
         if !self.eat("(") {
-            return Err(Fault::Grammar(format!("found '{}' expected: '('", self.peek().text())));
+            return Err(format!("found '{}' expected: '('", self.peek().text()));
         }
         let mut values = Vec::new();
         loop {
@@ -306,7 +295,7 @@ impl Parser {
                             }
                         }
                         Token::Symbol(")") => return Ok(values),
-                        other => return Err(Fault::Grammar(format!("found '{}', expected: ',' or ')'", other.text()))),
+                        other => return Err(format!("found '{}', expected: ',' or ')'", other.text())),
                     }
                 }
                 Token::Symbol(",") => {
@@ -320,17 +309,17 @@ impl Parser {
                     return Ok(values);
                 }
                 other => {
-                    return Err(Fault::Grammar(format!("found '{}', expected: ',', ')' or identifier", other.text())));
+                    return Err(format!("found '{}', expected: ',', ')' or identifier", other.text()));
                 }
             }
         }
     }
 
-    fn value(&mut self) -> Result<String, Fault> {
+    fn value(&mut self) -> Result<String, String> {
         match self.peek() {
             Token::End | Token::Symbol(",") => Ok(String::new()),
             Token::Word(_) => Ok(self.next().text().to_string()),
-            other => Err(Fault::Grammar(format!("found '{}', expected: identifier", other.text()))),
+            other => Err(format!("found '{}', expected: identifier", other.text())),
         }
     }
 }

@@ -1,1 +1,44 @@
-//! placeholder
+//! The Kubernetes API over the store.
+//!
+//! ```text
+//!   http, TLS            server        one connection, one task; gRPC of the agents goes elsewhere
+//!   who, may they        auth          certificates, tokens, impersonation; RBAC, nodes
+//!   which function       dispatch      the table of kinds (skiff_api::kinds) says what is served
+//!   the verbs            verbs         get list watch create update patch delete, the same for every kind
+//!   below objects        sub           scale, binding, eviction, token, reviews, logs and exec
+//!   rules of the cluster admission     namespaces, service accounts, priorities, nodes, grants
+//!   bytes and keys       storage       objects are encoded once, and spliced into answers
+//! ```
+//!
+//! [`Client`] is the same API from inside the process. What is an object's own (defaults, validation, patches, tables) is in
+//! `skiff_api`; this crate brings it together with users, versions and the store.
+
+mod admission;
+mod auth;
+mod call;
+mod client;
+mod config;
+mod decode;
+mod dispatch;
+mod endpoints;
+mod http;
+mod kubernetes;
+mod metrics;
+pub mod node;
+mod rules;
+mod server;
+mod services;
+mod state;
+mod storage;
+mod sub;
+mod verbs;
+
+pub use auth::jwt::TokenSigner;
+pub use auth::user::UserInfo;
+pub use client::{Client, Event, Listed, PatchType, Select, next_event};
+pub use config::{Cidr, Config};
+pub use endpoints::version;
+pub use node::NodeConnector;
+pub use server::{ApiServer, GrpcService, PeerCertificate};
+pub use verbs::delete::DeleteOptions;
+pub use verbs::watch::WatchStream;

@@ -20,6 +20,8 @@ pub struct State {
     pub token_file: TokenFile,
     pub nodes: Arc<dyn NodeConnector>,
     pub metrics: Metrics,
+    /// The default namespaces and roles are there.
+    pub ready: std::sync::atomic::AtomicBool,
 }
 
 /// How fresh a read must be.

@@ -33,14 +33,16 @@ pub struct Container {
 
 /// One stream that comes out of a container.
 pub struct Output {
-    fd: fs::File,
+    /// None once the stream ended; the place stays, so that indices hold.
+    fd: Option<fs::File>,
     stream: Stream,
     pending: Vec<u8>,
 }
 
 impl Output {
-    pub fn raw(&self) -> RawFd {
-        self.fd.as_raw_fd()
+    /// The descriptor to wait for, while the stream lasts.
+    pub fn raw(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
     }
 }
 
@@ -83,7 +85,7 @@ impl Container {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
                 sys::set_nonblocking(read.as_raw_fd())?;
-                outputs.push(Output { fd: read.into(), stream, pending: Vec::new() });
+                outputs.push(Output { fd: Some(read.into()), stream, pending: Vec::new() });
                 ends.push(write);
             }
             stdio = ends.try_into().ok();
@@ -114,18 +116,19 @@ impl Container {
     pub fn set_master(&mut self, master: OwnedFd) -> io::Result<()> {
         sys::set_nonblocking(master.as_raw_fd())?;
         let copy = master.try_clone()?;
-        self.outputs.push(Output { fd: copy.into(), stream: Stream::Stdout, pending: Vec::new() });
+        self.outputs.push(Output { fd: Some(copy.into()), stream: Stream::Stdout, pending: Vec::new() });
         self.master = Some(master);
         Ok(())
     }
 
-    /// Reads what is there, logs and copies it. A stream that ended is taken out.
+    /// Reads what is there, logs and copies it.
     pub fn pump(&mut self, index: usize) {
         let mut buffer = [0u8; LINE_BYTES_MAX];
         let Some(output) = self.outputs.get_mut(index) else { return };
         // Bounded, so that one talkative container does not starve the others.
         for _ in 0..16 {
-            let (count, end) = match output.fd.read(&mut buffer) {
+            let Some(file) = &mut output.fd else { return };
+            let (count, end) = match file.read(&mut buffer) {
                 Ok(0) => (0, true),
                 Ok(count) => (count, false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -145,8 +148,8 @@ impl Container {
                 }
             }
             if end {
-                self.outputs.remove(index);
-                if self.outputs.is_empty() {
+                output.fd = None;
+                if self.outputs.iter().all(|output| output.fd.is_none()) {
                     self.attached.clear();
                 }
                 return;
@@ -156,9 +159,7 @@ impl Container {
 
     /// Everything that the ended process left in its pipes.
     pub fn drain_outputs(&mut self) {
-        for index in (0..self.outputs.len()).rev() {
-            self.pump(index);
-        }
+        (0..self.outputs.len()).for_each(|index| self.pump(index));
     }
 
     /// Adds a client's ends; gives what the client writes to.

@@ -112,9 +112,11 @@ impl Server {
                 eprintln!("poll: {}", io::Error::last_os_error());
                 return 1;
             }
-            // Output first and backwards: an output that ends shifts those behind it.
-            for (fd, token) in fds.iter().zip(&tokens).rev().filter(|(fd, _)| fd.revents != 0) {
-                self.handle(*token, fd.revents);
+            // Output first, so that it is logged before an exit is told; requests, which may remove containers, last.
+            let ready: Vec<(i16, Token)> = fds.iter().zip(tokens).filter(|(fd, _)| fd.revents != 0).map(|(fd, token)| (fd.revents, token)).collect();
+            let (outputs, others): (Vec<_>, Vec<_>) = ready.into_iter().partition(|(_, token)| matches!(token, Token::Output(..)));
+            for (events, token) in outputs.into_iter().chain(others.into_iter().rev()) {
+                self.handle(token, events);
             }
             self.connections.retain(|_, connection| !connection.over || !connection.out.is_empty());
             if self.finished() {
@@ -147,7 +149,9 @@ impl Server {
                 add(channel.as_raw_fd(), libc::POLLIN, Token::Setup(index));
             }
             for (output, stream) in container.outputs.iter().enumerate() {
-                add(stream.raw(), libc::POLLIN, Token::Output(index, output));
+                if let Some(raw) = stream.raw() {
+                    add(raw, libc::POLLIN, Token::Output(index, output));
+                }
             }
         }
         (fds, tokens)
@@ -244,14 +248,17 @@ impl Server {
         match request {
             Request::Start(request) => self.start(id, *request),
             Request::Exec(spec) => {
-                let container = self.running(&spec.container)?;
+                self.running(&spec.container)?;
                 let stdio = match (spec.tty, <[OwnedFd; 3]>::try_from(fds)) {
                     (true, _) => None,
                     (false, Ok(ends)) => Some(ends),
                     (false, Err(_)) => return Err("exec without a terminal takes three descriptors".into()),
                 };
-                let exec = Exec::start(&spec, container, &self.config.spec, stdio, id).map_err(|error| format!("exec: {error}"))?;
-                self.execs.insert(exec.pid, exec);
+                let container = self.containers.iter().find(|have| have.state.id == spec.container);
+                if let Some(container) = container {
+                    let exec = Exec::start(&spec, container, &self.config.spec, stdio, id).map_err(|error| format!("exec: {error}"))?;
+                    self.execs.insert(exec.pid, exec);
+                }
                 Ok(())
             }
             Request::Attach { container } => {
@@ -413,7 +420,7 @@ impl Server {
             }
             if self.execs.contains_key(&pid) {
                 // Its last words may still be in the channel.
-                while self.execs.get(&pid).is_some_and(|exec| exec.channel.is_some()) {
+                for _ in 0..4 {
                     self.exec_setup(pid);
                 }
                 if let Some(exec) = self.execs.remove(&pid)
@@ -424,15 +431,25 @@ impl Server {
                 continue;
             }
             if let Some(index) = self.containers.iter().position(|have| have.state.pid == pid && have.state.phase != Phase::Exited) {
-                while self.containers[index].channel.is_some() {
-                    self.setup(index);
-                }
+                self.last_words(index);
                 self.ended(index, code, signal);
                 changed = true;
             }
         }
         if changed {
             self.publish();
+        }
+    }
+
+    /// What an ended child left in its channel; a channel that somebody still holds is given up.
+    fn last_words(&mut self, index: usize) {
+        for _ in 0..4 {
+            self.setup(index);
+        }
+        let container = &mut self.containers[index];
+        container.channel = None;
+        if let Some(waiter) = container.waiter.take() {
+            self.reply(waiter, Reply::Failed("the container's process ended before its program ran".into()), Vec::new());
         }
     }
 
@@ -477,7 +494,7 @@ impl Server {
     }
 
     fn state(&self) -> PodState {
-        PodState { containers: self.containers.iter().map(|container| container.state.clone()).collect(), fenced: self.fenced }
+        PodState { containers: self.containers.iter().map(|container| container.state.clone()).collect(), fenced: self.fenced, ..PodState::default() }
     }
 
     fn publish(&mut self) {

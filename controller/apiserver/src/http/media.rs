@@ -7,9 +7,9 @@ pub enum Shape {
     #[default]
     Plain,
     /// `as=Table`: columns and rows for a terminal.
-    Table,
+    Table { beta: bool },
     /// `as=PartialObjectMetadata` or its list: metadata only.
-    Partial { list: bool },
+    Partial { list: bool, beta: bool },
     /// `as=APIGroupDiscoveryList` in v2 or v2beta1.
     Discovery { beta: bool },
 }
@@ -82,9 +82,13 @@ fn acceptable(range: &Range<'_>, offers: Offers) -> Option<Wanted> {
     let shape = match (parameter("as"), parameter("g").unwrap_or(""), parameter("v").unwrap_or("")) {
         (None, ..) => Shape::Plain,
         (Some(shape), group, version) => match (shape, group, version, offers) {
-            ("Table", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => Shape::Table,
-            ("PartialObjectMetadata", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => Shape::Partial { list: false },
-            ("PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => Shape::Partial { list: true },
+            ("Table", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => Shape::Table { beta: version == "v1beta1" },
+            ("PartialObjectMetadata", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => {
+                Shape::Partial { list: false, beta: version == "v1beta1" }
+            }
+            ("PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => {
+                Shape::Partial { list: true, beta: version == "v1beta1" }
+            }
             ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2", Offers::Discovery) => Shape::Discovery { beta: false },
             ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2beta1", Offers::Discovery) => Shape::Discovery { beta: true },
             _ => return None,
@@ -110,7 +114,7 @@ mod tests {
         use Format::*;
         check("", Offers::Objects, Some((Json, Shape::Plain)));
         check("*/*", Offers::Objects, Some((Json, Shape::Plain)));
-        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Offers::Objects, Some((Json, Shape::Table)));
+        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Offers::Objects, Some((Json, Shape::Table { beta: false })));
         check("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", Offers::Objects, Some((Json, Shape::Plain)));
         check("application/json;as=Table;v=v9;g=meta.k8s.io", Offers::Objects, None);
         check("application/vnd.kubernetes.protobuf,application/json", Offers::Objects, Some((Json, Shape::Plain)));

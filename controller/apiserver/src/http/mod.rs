@@ -3,3 +3,4 @@
 pub mod media;
 pub mod request;
 pub mod respond;
+pub mod yaml;

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use skiff_store::types::{KeyValue, Revision};
+use skiff_store::{KeyValue, Revision};
 use std::sync::Arc;
 
 const METADATA: &[u8] = b"\"metadata\":{";

@@ -2,7 +2,7 @@
 //! cluster's scope. Everything of a kind, or of a kind in a namespace, is one range.
 
 use skiff_api::Kind;
-use skiff_store::types::KeyRange;
+use skiff_store::KeyRange;
 
 /// The root of all objects.
 pub const ROOT: &str = "/registry/";

@@ -27,7 +27,7 @@ impl Selection {
     pub fn of(kind: &Arc<Kind>, labels: &str, fields: &str) -> Result<Self, Status> {
         Ok(Selection {
             kind: kind.clone(),
-            labels: LabelSelector::parse(labels)?,
+            labels: LabelSelector::parse(labels).map_err(|e| Status::bad_request(e.to_string()))?,
             fields: FieldSelector::parse(kind, fields)?,
             prefix: keys::prefix(kind),
         })

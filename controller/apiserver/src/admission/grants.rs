@@ -1,0 +1,71 @@
+//! Nobody grants what they do not have: roles and bindings are checked against the rights of who writes them.
+//!
+//! Source of the rule: Kubernetes documentation, "Privilege escalation prevention and bootstrapping". The verbs `escalate`
+//! (on roles) and `bind` (on the role that is bound) lift it.
+
+use super::{Admission, Operation};
+use crate::auth::rbac::{Attributes, RoleRef, escalation_message, rules_of, uncovered};
+use serde_json::Value;
+use skiff_api::meta;
+use skiff_api::status::Status;
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+
+pub async fn refuse_escalation(admission: &mut Admission<'_>, object: &Value) -> Result<(), Status> {
+    let kind = admission.call.kind.clone();
+    if kind.group != GROUP || !matches!(admission.operation, Operation::Create | Operation::Update) {
+        return Ok(());
+    }
+    let user = admission.call.user.clone();
+    if user.is_in(crate::auth::user::MASTERS) {
+        return Ok(());
+    }
+    let namespace = admission.call.key_namespace().to_string();
+    let binding = kind.kind.ends_with("Binding");
+    let same = |key: &str| admission.old.is_some_and(|old| old.get(key) == object.get(key));
+    if binding && same("roleRef") && same("subjects") || !binding && same("rules") && same("aggregationRule") {
+        return Ok(());
+    }
+    let policy = &admission.state.policy;
+    policy.refresh(admission.state).await?;
+    let wanted = if binding {
+        let reference = object.get("roleRef").cloned().unwrap_or_default();
+        let role: RoleRef = serde_json::from_value(reference).unwrap_or_default();
+        let resource = if role.kind == "ClusterRole" { "clusterroles" } else { "roles" };
+        let bind = Attributes {
+            verb: "bind".into(),
+            group: GROUP.into(),
+            version: "v1".into(),
+            resource: resource.into(),
+            namespace: namespace.clone(),
+            name: role.name.clone(),
+            ..Default::default()
+        };
+        if policy.allows(&user, &bind) {
+            return Ok(());
+        }
+        match policy.rules_of_role(&role, &namespace) {
+            Some(rules) => rules.to_vec(),
+            None => return Err(Status::not_found(GROUP, &kind.plural, &role.name)),
+        }
+    } else {
+        let escalate = Attributes {
+            verb: "escalate".into(),
+            group: GROUP.into(),
+            version: "v1".into(),
+            resource: kind.plural.clone(),
+            namespace: namespace.clone(),
+            name: meta::name(object).into(),
+            ..Default::default()
+        };
+        if policy.allows(&user, &escalate) {
+            return Ok(());
+        }
+        rules_of(object)
+    };
+    let missing = uncovered(&policy.rules_for(&user, &namespace).0, &wanted);
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(admission.forbidden(meta::name(object), &escalation_message(&user, &missing))),
+    }
+}

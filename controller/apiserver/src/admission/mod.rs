@@ -1,0 +1,59 @@
+//! What the cluster says to a write that is allowed and well formed: rules that look beyond the object itself.
+//!
+//! Two rounds, as in the reference server: [`Admission::mutate`] may complete the object, [`Admission::validate`] only
+//! refuses. Each rule has its file.
+
+mod grants;
+mod namespace;
+mod node;
+mod pod;
+
+use crate::call::Call;
+use crate::state::State;
+use serde_json::Value;
+use skiff_api::status::Status;
+
+pub use namespace::namespace_of_new;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+/// One write on its way.
+pub struct Admission<'a> {
+    pub state: &'a State,
+    pub call: &'a mut Call,
+    pub operation: Operation,
+    /// The object as it is, for all but creations.
+    pub old: Option<&'a Value>,
+}
+
+impl Admission<'_> {
+    /// Completes the object, or refuses it.
+    pub async fn mutate(&mut self, object: &mut Value) -> Result<(), Status> {
+        let main = self.call.info.subresource.is_empty();
+        namespace::label(self, object);
+        if main && self.call.kind.is("", "Pod") && self.operation == Operation::Create {
+            pod::service_account(self, object).await?;
+            pod::priority(self, object).await?;
+            pod::default_tolerations(object);
+        }
+        Ok(())
+    }
+
+    /// Refuses what may not be. For deletions `object` is null.
+    pub async fn validate(&mut self, object: &Value) -> Result<(), Status> {
+        namespace::refuse_immortal(self)?;
+        node::restrict(self, object)?;
+        grants::refuse_escalation(self, object).await
+    }
+
+    /// The refusal of this write.
+    pub fn forbidden(&self, name: &str, why: &str) -> Status {
+        Status::forbidden(&self.call.kind.group, &self.call.kind.plural, name, why)
+    }
+}

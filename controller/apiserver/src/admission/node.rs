@@ -1,0 +1,54 @@
+//! A node may speak for itself only: its own Node, the status of its own pods, its own lease.
+
+use super::{Admission, Operation};
+use serde_json::Value;
+use skiff_api::meta;
+use skiff_api::status::Status;
+
+/// Label prefixes that say what a node may be trusted with; only others may set them.
+const RESTRICTED_PREFIX: &str = "node-restriction.kubernetes.io/";
+
+pub fn restrict(admission: &Admission<'_>, object: &Value) -> Result<(), Status> {
+    let Some(node) = admission.call.user.node() else { return Ok(()) };
+    let call = &admission.call;
+    let subject = admission.old.unwrap_or(object);
+    let refuse = |why: String| Err(Status::forbidden(&call.kind.group, &call.kind.plural, call.name(), &why));
+    if call.kind.is("", "Node") {
+        let name = match call.name() {
+            "" => meta::name(object),
+            name => name,
+        };
+        if name != node {
+            return refuse(format!("node {node:?} is not allowed to modify node {name:?}"));
+        }
+        if admission.operation == Operation::Delete {
+            return refuse(format!("node {node:?} is not allowed to delete itself"));
+        }
+        let labels = |v: &Value| meta::labels(v).cloned().unwrap_or_default();
+        let old = admission.old.map(labels).unwrap_or_default();
+        let new = labels(object);
+        let mut changed = new.iter().filter(|(k, v)| old.get(*k) != Some(v)).map(|(k, _)| k).chain(old.keys().filter(|k| !new.contains_key(*k)));
+        if let Some(key) = changed.find(|k| k.starts_with(RESTRICTED_PREFIX)) {
+            return refuse(format!("is not allowed to modify labels: {key}"));
+        }
+    }
+    if call.kind.is("", "Pod") {
+        if admission.operation == Operation::Create && call.info.subresource.is_empty() && meta::annotation(object, "kubernetes.io/config.mirror").is_none() {
+            return refuse(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"));
+        }
+        let on = meta::str_at(subject, &["spec", "nodeName"]);
+        if on != node {
+            return refuse(format!("node {node:?} can only touch pods with spec.nodeName set to itself"));
+        }
+    }
+    if call.kind.is("coordination.k8s.io", "Lease") && call.namespace() == "kube-node-lease" {
+        let name = match call.name() {
+            "" => meta::name(object),
+            name => name,
+        };
+        if name != node {
+            return refuse(format!("can only access node lease with the same name as the requesting node ({node})"));
+        }
+    }
+    Ok(())
+}

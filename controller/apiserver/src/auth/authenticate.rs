@@ -1,0 +1,227 @@
+//! From credentials to a user: client certificates, bearer tokens of four kinds, and impersonation.
+
+use super::rbac::Attributes;
+use super::user::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo};
+use super::{authorize, jwt};
+use crate::state::{Fresh, State};
+use crate::storage::keys;
+use base64::Engine;
+use http::HeaderMap;
+use jiff::Timestamp;
+use serde_json::Value;
+use skiff_api::meta;
+use skiff_api::status::Status;
+
+/// The subprotocol by which browsers send a token: `base64url.bearer.authorization.k8s.io.TOKEN`.
+const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// Who sent this request. `certificate` is the user of a client certificate that TLS has verified.
+pub async fn authenticate(state: &State, headers: &HeaderMap, certificate: Option<&UserInfo>) -> Result<UserInfo, Status> {
+    if let Some(user) = certificate {
+        return Ok(user.clone());
+    }
+    match bearer(headers) {
+        Some(token) => Ok(user_of_token(state, &token).await?.ok_or_else(Status::unauthorized)?.0),
+        None if state.config.anonymous => Ok(UserInfo::anonymous()),
+        None => Err(Status::unauthorized()),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    if let Some(value) = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok()) {
+        let (scheme, token) = value.trim().split_once(' ')?;
+        return (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then(|| token.trim().to_string());
+    }
+    let protocols = headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let encoded = protocols.split(',').find_map(|p| p.trim().strip_prefix(WEBSOCKET_TOKEN))?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+/// The user of a token, with the audiences that the token is for; None when no one knows it.
+pub async fn user_of_token(state: &State, token: &str) -> Result<Option<(UserInfo, Vec<String>)>, Status> {
+    if let Some(user) = state.token_file.user(token) {
+        return Ok(Some((user.clone(), default_audiences(state))));
+    }
+    if state.config.tokens.is_mine(token) {
+        return account_of_token(state, token).await;
+    }
+    let bootstrap = bootstrap_user(state, token).await?;
+    Ok(bootstrap.map(|user| (user, default_audiences(state))))
+}
+
+/// What tokens are for when they do not say.
+pub fn default_audiences(state: &State) -> Vec<String> {
+    match state.config.audiences.is_empty() {
+        true => vec![state.config.tokens.issuer().to_string()],
+        false => state.config.audiences.clone(),
+    }
+}
+
+/// A service account token is good while its account, and the pod or secret it is bound to, are the same as then.
+async fn account_of_token(state: &State, token: &str) -> Result<Option<(UserInfo, Vec<String>)>, Status> {
+    let claims = match state.config.tokens.verify(token, Timestamp::now().as_second()) {
+        Ok(claims) => claims,
+        Err(jwt::TokenError::Malformed | jwt::TokenError::Signature | jwt::TokenError::Claim(_) | jwt::TokenError::Expired) => {
+            return Ok(None);
+        }
+    };
+    let private = |path: &[&str]| {
+        let mut full = vec!["kubernetes.io"];
+        full.extend(path);
+        meta::str_at(&claims, &full).to_string()
+    };
+    let namespace = private(&["namespace"]);
+    let (name, uid) = (private(&["serviceaccount", "name"]), private(&["serviceaccount", "uid"]));
+    if namespace.is_empty() || name.is_empty() {
+        return Ok(None);
+    }
+    let account = keys::object_of("", "serviceaccounts", &namespace, &name);
+    if !is_same(state, &account, &uid).await? {
+        return Ok(None);
+    }
+    for (claim, resource) in [("pod", "pods"), ("secret", "secrets")] {
+        let (bound, bound_uid) = (private(&[claim, "name"]), private(&[claim, "uid"]));
+        if !bound.is_empty() && !is_same(state, &keys::object_of("", resource, &namespace, &bound), &bound_uid).await? {
+            return Ok(None);
+        }
+    }
+    let mut user = UserInfo::service_account(&namespace, &name, &uid);
+    let mut extra = |key: &str, value: String| {
+        if !value.is_empty() {
+            user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+        }
+    };
+    let id = meta::str_at(&claims, &["jti"]);
+    extra("credential-id", if id.is_empty() { String::new() } else { format!("JTI={id}") });
+    extra("pod-name", private(&["pod", "name"]));
+    extra("pod-uid", private(&["pod", "uid"]));
+    extra("node-name", private(&["node", "name"]));
+    extra("node-uid", private(&["node", "uid"]));
+    let audiences = match claims.get("aud") {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(String::from).collect(),
+        Some(Value::String(one)) => vec![one.clone()],
+        _ => default_audiences(state),
+    };
+    Ok(Some((user, audiences)))
+}
+
+async fn is_same(state: &State, key: &str, uid: &str) -> Result<bool, Status> {
+    let mut found = state.read_key(key, Fresh::Local).await?;
+    if found.is_none() {
+        found = state.read_key(key, Fresh::Linearizable).await?;
+    }
+    Ok(found.is_some_and(|f| meta::uid(&f.decode()) == uid))
+}
+
+/// Tokens of the form `abcdef.0123456789abcdef`, kept in secrets of `kube-system` until they expire.
+async fn bootstrap_user(state: &State, token: &str) -> Result<Option<UserInfo>, Status> {
+    let Some((id, secret)) = token.split_once('.') else { return Ok(None) };
+    let fits = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if !fits(id, 6) || !fits(secret, 16) {
+        return Ok(None);
+    }
+    let key = keys::object_of("", "secrets", "kube-system", &format!("bootstrap-token-{id}"));
+    let Some(found) = state.read_key(&key, Fresh::Linearizable).await? else { return Ok(None) };
+    let object = found.decode();
+    let data = |name: &str| {
+        let encoded = meta::str_at(&object, &["data", name]);
+        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
+    };
+    let expired = data("expiration").parse::<Timestamp>().is_ok_and(|at| at <= Timestamp::now());
+    let usable = meta::str_at(&object, &["type"]) == "bootstrap.kubernetes.io/token"
+        && data("token-id") == id
+        && same_text(&data("token-secret"), secret)
+        && data("usage-bootstrap-authentication") == "true"
+        && !expired
+        && !meta::is_being_deleted(&object);
+    if !usable {
+        return Ok(None);
+    }
+    let mut user = UserInfo::new(format!("system:bootstrap:{id}"), ["system:bootstrappers"]);
+    let more = data("auth-extra-groups");
+    user.groups.extend(more.split(',').map(str::trim).filter(|g| g.starts_with("system:bootstrappers:")).map(String::from));
+    user.groups.push(AUTHENTICATED.into());
+    Ok(Some(user))
+}
+
+/// Compares in time that does not depend on where the texts differ.
+fn same_text(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
+}
+
+/// Lets a user act as another, where the `impersonate` verb allows it.
+pub async fn impersonate(state: &State, user: UserInfo, headers: &HeaderMap) -> Result<UserInfo, Status> {
+    let texts = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(String::from).collect()
+    };
+    let name = texts("impersonate-user").into_iter().next().unwrap_or_default();
+    let uid = texts("impersonate-uid").into_iter().next().unwrap_or_default();
+    let groups = texts("impersonate-group");
+    let mut extra = std::collections::BTreeMap::<String, Vec<String>>::new();
+    for (key, value) in headers.iter() {
+        if let Some(key) = key.as_str().strip_prefix("impersonate-extra-") {
+            let key = crate::http::request::percent_decode(key);
+            extra.entry(key).or_default().extend(value.to_str().ok().map(String::from));
+        }
+    }
+    if name.is_empty() {
+        if uid.is_empty() && groups.is_empty() && extra.is_empty() {
+            return Ok(user);
+        }
+        let list = groups.iter().map(|g| format!("{g:?}")).collect::<Vec<_>>().join(", ");
+        return Err(Status::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{uid:?}, Groups:[]string{{{list}}}, Extra:map[string][]string(nil)}} without \
+             impersonating a user name"
+        )));
+    }
+    let mut wanted = Vec::new();
+    let attribute = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| Attributes {
+        verb: "impersonate".into(),
+        group: group.into(),
+        version: "v1".into(),
+        resource: resource.into(),
+        subresource: subresource.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        path: None,
+    };
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    match account {
+        Some((namespace, account)) => wanted.push(attribute("", "serviceaccounts", "", namespace, account)),
+        None => wanted.push(attribute("", "users", "", "", &name)),
+    }
+    wanted.extend(groups.iter().map(|g| attribute("", "groups", "", "", g)));
+    for (key, values) in &extra {
+        wanted.extend(values.iter().map(|v| attribute("authentication.k8s.io", "userextras", key, "", v)));
+    }
+    if !uid.is_empty() {
+        wanted.push(attribute("authentication.k8s.io", "uids", "", "", &uid));
+    }
+    for attributes in &wanted {
+        authorize::require(state, &user, attributes).await?;
+    }
+    let mut other = match account {
+        Some((namespace, account)) if groups.is_empty() => UserInfo::service_account(namespace, account, ""),
+        _ => UserInfo { name, groups, ..Default::default() },
+    };
+    other.uid = uid;
+    other.extra = extra;
+    let implied = if other.name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
+    if !other.is_in(implied) {
+        other.groups.push(implied.into());
+    }
+    Ok(other)
+}
+
+/// The user in a client certificate: the common name, with organizations as groups.
+pub fn user_of_certificate(der: &[u8]) -> Option<UserInfo> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?.to_string();
+    let mut user = UserInfo::new(name, []);
+    user.groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
+    user.groups.push(AUTHENTICATED.into());
+    Some(user)
+}

@@ -1,0 +1,10 @@
+//! Who is asking (authentication) and whether they may (authorization).
+
+pub mod authenticate;
+pub mod authorize;
+pub mod bootstrap;
+pub mod jwt;
+pub mod policy;
+pub mod rbac;
+pub mod token_file;
+pub mod user;

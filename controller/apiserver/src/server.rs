@@ -1,0 +1,293 @@
+//! The API server as a whole: made from a store, served on a listener, used from inside.
+
+use crate::auth::authenticate::{authenticate, impersonate, user_of_certificate};
+use crate::auth::policy::PolicyCache;
+use crate::auth::rbac::Attributes;
+use crate::auth::token_file::TokenFile;
+use crate::auth::user::UserInfo;
+use crate::auth::{authorize, bootstrap};
+use crate::call::Body as CallBody;
+use crate::client::Client;
+use crate::config::Config;
+use crate::dispatch::{self, Asked};
+use crate::endpoints;
+use crate::http::media::{self, Offers, Wanted};
+use crate::http::request::{Query, RequestInfo};
+use crate::http::respond;
+use crate::kubernetes;
+use crate::metrics::Metrics;
+use crate::node::NodeConnector;
+use crate::rules::new_uid;
+use crate::state::State;
+use crate::sub;
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Limited};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use skiff_api::status::Status;
+use skiff_store::Store;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The largest body of a request, as upstream.
+const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// How long a client may take over its TLS handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long running requests may go on when the server stops.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Answers gRPC requests that come to the same listener.
+pub type GrpcService = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response> + Send + Sync>;
+
+/// The API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    state: Arc<State>,
+    grpc: Option<GrpcService>,
+}
+
+impl ApiServer {
+    /// Makes the server and starts what keeps it current. The default namespaces and roles are made in the background;
+    /// `/readyz` says when they are there.
+    pub fn new(config: Config, store: Store, nodes: Arc<dyn NodeConnector>) -> anyhow::Result<Self> {
+        let token_file = match &config.token_file {
+            Some(path) => TokenFile::load(path)?,
+            None => TokenFile::default(),
+        };
+        let policy = PolicyCache::default();
+        tokio::spawn(policy.clone().follow(store.clone()));
+        let state = Arc::new(State { config, store, policy, token_file, nodes, metrics: Metrics::default(), ready: false.into() });
+        let server = ApiServer { state, grpc: None };
+        tokio::spawn(prepare(server.clone()));
+        Ok(server)
+    }
+
+    /// Requests with a gRPC content type go to `grpc`; the certificate's user is in the extensions as
+    /// `Option<PeerCertificate>`.
+    pub fn with_grpc(self, grpc: GrpcService) -> Self {
+        ApiServer { grpc: Some(grpc), ..self }
+    }
+
+    /// A user's hand on the API, from inside.
+    pub fn client(&self, user: UserInfo) -> Client {
+        Client::new(self.state.clone(), user)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.state.store
+    }
+
+    /// Whether the default namespaces and roles are there.
+    pub fn is_ready(&self) -> bool {
+        self.state.ready.load(Ordering::Acquire)
+    }
+
+    /// Waits until the default namespaces and roles are there.
+    pub async fn ready(&self) {
+        while !self.is_ready() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Serves until `shutdown`; with TLS where a configuration is given.
+    pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let address = listener.local_addr()?.to_string();
+        let acceptor = tls.map(TlsAcceptor::from);
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let _ = stream.set_nodelay(true);
+            let (server, acceptor, address, shutdown) = (self.clone(), acceptor.clone(), address.clone(), shutdown.clone());
+            connections.spawn(async move {
+                let Some(acceptor) = acceptor else {
+                    server.connection(stream, None, address, shutdown).await;
+                    return;
+                };
+                match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+                        let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
+                        server.connection(stream, peer, address, shutdown).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            });
+        }
+        connections.close();
+        let _ = tokio::time::timeout(DRAIN_MAX, connections.wait()).await;
+        Ok(())
+    }
+
+    async fn connection<S>(&self, stream: S, peer: Option<PeerCertificate>, address: String, shutdown: CancellationToken)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let user = peer.as_ref().and_then(|p| user_of_certificate(&p.der));
+        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            if let Some(peer) = &peer {
+                request.extensions_mut().insert(peer.clone());
+            }
+            let (server, user, address) = (self.clone(), user.clone(), address.clone());
+            async move { Ok::<_, Infallible>(server.handle(request, user.as_ref(), &address).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http2().max_concurrent_streams(1000).keep_alive_interval(Some(Duration::from_secs(30))).timer(hyper_util::rt::TokioTimer::new());
+        builder.http1().timer(hyper_util::rt::TokioTimer::new());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended");
+        }
+    }
+
+    /// Answers one request. `certificate` is the user of a verified client certificate.
+    pub async fn handle(&self, request: Request<Body>, certificate: Option<&UserInfo>, address: &str) -> Response {
+        if let Some(grpc) = &self.grpc
+            && request.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
+        {
+            return grpc(request).await;
+        }
+        let began = Instant::now();
+        self.state.metrics.begin();
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let info = RequestInfo::parse(request.method().as_str(), request.uri().path(), &query);
+        let head = request.method() == Method::HEAD;
+        let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+        let mut warnings = Vec::new();
+        let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+        let mut response = outcome.unwrap_or_else(|status| {
+            let wanted = media::negotiate(&accept, Offers::Objects).unwrap_or_default();
+            respond::status(&status, Wanted { shape: media::Shape::Plain, ..wanted })
+        });
+        respond::add_warnings(&mut response, &warnings);
+        if let Ok(id) = HeaderValue::from_str(&new_uid()) {
+            response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
+        }
+        response.headers_mut().entry(http::header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+        if head {
+            *response.body_mut() = Body::empty();
+        }
+        let resource = if info.is_resource { info.resource.as_str() } else { "" };
+        self.state.metrics.end(&info.verb, resource, response.status().as_u16(), began.elapsed());
+        response
+    }
+
+    async fn route(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: Query,
+        certificate: Option<&UserInfo>,
+        address: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Response, Status> {
+        let state = &self.state;
+        let user = authenticate(state, request.headers(), certificate).await?;
+        let user = impersonate(state, user, request.headers()).await?;
+        authorize::require(state, &user, &Attributes::from(info)).await?;
+        let (mut parts, body) = request.into_parts();
+        if !info.is_resource {
+            let asked = endpoints::Asked { method: parts.method.as_str(), path: &info.path, query: &query, headers: &parts.headers, address };
+            return endpoints::answer(state, &asked).await;
+        }
+        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+        let agent = manager_of(&text(USER_AGENT));
+        let accept = text(ACCEPT);
+        let content_type = text(CONTENT_TYPE);
+        if dispatch::is_connect(info) {
+            let asked = Asked { user, info: info.clone(), query, body: CallBody::Empty, agent, fence: None };
+            let call = dispatch::call(asked)?;
+            return sub::connect::handle(state, call, &mut parts, body).await;
+        }
+        // The form of the answer is settled before anything is done.
+        let mut wanted = media::negotiate(&accept, Offers::Objects).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
+        wanted.pretty |= query.flag("pretty");
+        let include = query.text("includeObject").to_string();
+        let body = read_body(body, media::essence(&content_type)).await?;
+        let asked = Asked { user, info: info.clone(), query, body, agent, fence: None };
+        let mut call = dispatch::call(asked)?;
+        let answer = dispatch::answer(state, &mut call).await;
+        warnings.append(&mut call.warnings);
+        respond::answer(answer?, wanted, &include)
+    }
+}
+
+/// The certificate that a client showed, verified by TLS; DER.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate {
+    pub der: Vec<u8>,
+}
+
+/// The field manager of a client that does not name one: the first word of its user agent.
+fn manager_of(agent: &str) -> String {
+    let word = agent.split('/').next().unwrap_or_default();
+    let clean: String = word.chars().filter(|c| !c.is_control()).take(128).collect();
+    if clean.is_empty() { "unknown".into() } else { clean }
+}
+
+async fn read_body(body: Body, media: &str) -> Result<CallBody, Status> {
+    let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let bytes: Bytes = match collected {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
+            return Err(Status::too_large(&format!("limit is {BODY_BYTES_MAX}")));
+        }
+        Err(error) => return Err(Status::bad_request(format!("reading the body: {error}"))),
+    };
+    if bytes.is_empty() {
+        return Ok(CallBody::Empty);
+    }
+    let media = if media.is_empty() { "application/json" } else { media };
+    Ok(CallBody::Raw { bytes, media: media.to_string() })
+}
+
+/// Makes what every cluster begins with, and keeps the `kubernetes` Service.
+async fn prepare(server: ApiServer) {
+    let client = server.client(bootstrap::user()).with_manager("skiff");
+    let mut wait = Duration::from_millis(50);
+    loop {
+        let made = async {
+            bootstrap::run(&client).await?;
+            kubernetes::ensure(&server.state, &client).await
+        };
+        match made.await {
+            Ok(()) => break,
+            Err(status) => tracing::debug!(%status, "the cluster's first objects could not be made yet"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(2));
+    }
+    let _ = server.state.policy.load(&server.state.store).await;
+    server.state.ready.store(true, Ordering::Release);
+}

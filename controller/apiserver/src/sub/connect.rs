@@ -1,0 +1,151 @@
+//! Streams to containers: logs here; exec, attach, port-forward and proxies by their own protocols.
+
+use crate::call::Call;
+use crate::http::respond;
+use crate::node::{LogOptions, NodeRequest, Target, channel};
+use crate::state::{Fresh, State};
+use axum::body::Body;
+use axum::response::Response;
+use futures_util::stream;
+use http::request::Parts;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use skiff_api::meta;
+use skiff_api::status::Status;
+use skiff_api::validate::FieldError;
+
+pub async fn handle(state: &State, call: Call, _parts: &mut Parts, _body: Body) -> Result<Response, Status> {
+    match call.info.subresource.as_str() {
+        "log" => log(state, &call).await,
+        _ => Err(Status::method_not_supported(&call.info.group, &call.info.resource, &call.info.verb)),
+    }
+}
+
+/// The container that is meant: the one named, the only one, or the annotated default.
+pub fn choose_container(call: &Call, pod: &Value) -> Result<String, Status> {
+    let name = meta::name(pod);
+    let named = call.query.text("container");
+    let lists = ["containers", "initContainers", "ephemeralContainers"];
+    let names = |list: &str| -> Vec<String> {
+        meta::list_at(pod, &["spec", list]).iter().map(|c| meta::str_at(c, &["name"]).to_string()).collect()
+    };
+    if !named.is_empty() {
+        let known = lists.iter().any(|list| names(list).iter().any(|n| n == named));
+        return match known {
+            true => Ok(named.to_string()),
+            false => Err(Status::bad_request(format!("container {named} is not valid for pod {name}"))),
+        };
+    }
+    let default = meta::annotation(pod, "kubectl.kubernetes.io/default-container").unwrap_or_default();
+    let containers = names("containers");
+    if containers.iter().any(|c| c == default) {
+        return Ok(default.to_string());
+    }
+    match (containers.as_slice(), names("initContainers").as_slice()) {
+        ([only], []) => Ok(only.clone()),
+        ([], _) => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
+        (many, inits) => {
+            let mut text = format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
+            if !inits.is_empty() {
+                text.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
+            }
+            Err(Status::bad_request(text))
+        }
+    }
+}
+
+fn log_options(call: &Call) -> Result<LogOptions, Status> {
+    let query = &call.query;
+    let mut errors = Vec::new();
+    let mut positive = |key: &str, least: i64| -> Result<Option<i64>, Status> {
+        let value = query.integer(key)?;
+        if let Some(value) = value.filter(|v| *v < least) {
+            let detail = if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
+            errors.push(FieldError::invalid(key, value, detail));
+        }
+        Ok(value)
+    };
+    let tail = positive("tailLines", 0)?;
+    let limit = positive("limitBytes", 1)?;
+    let since_seconds = positive("sinceSeconds", 1)?;
+    let since_time = query.get("sinceTime").and_then(|t| t.parse::<Timestamp>().ok());
+    if since_seconds.is_some() && query.has("sinceTime") {
+        errors.push(FieldError::forbidden("[]", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    }
+    let stream = match query.text("stream") {
+        "" => "All",
+        stream => stream,
+    };
+    if !matches!(stream, "All" | "Stdout" | "Stderr") {
+        errors.push(FieldError::not_supported("stream", stream, &["All", "Stderr", "Stdout"]));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "PodLogOptions", call.name(), &errors));
+    }
+    let ago = since_seconds.map(|s| Timestamp::now() - SignedDuration::from_secs(s));
+    Ok(LogOptions {
+        follow: query.flag("follow"),
+        previous: query.flag("previous"),
+        timestamps: query.flag("timestamps"),
+        tail_lines: tail.and_then(|t| u64::try_from(t).ok()),
+        limit_bytes: limit.and_then(|l| u64::try_from(l).ok()),
+        since: since_time.or(ago),
+        stream: stream.to_string(),
+    })
+}
+
+async fn log(state: &State, call: &Call) -> Result<Response, Status> {
+    let options = log_options(call)?;
+    let pod = state.must_read(&call.kind, call.namespace(), call.name(), Fresh::Linearizable).await?.decode();
+    let container = choose_container(call, &pod)?;
+    let node = meta::str_at(&pod, &["spec", "nodeName"]);
+    if node.is_empty() {
+        // Nothing runs yet, so there is nothing to say.
+        let mut empty = Response::default();
+        *empty.status_mut() = http::StatusCode::NO_CONTENT;
+        return Ok(empty);
+    }
+    let nodes = crate::storage::keys::object_of("", "nodes", "", node);
+    if state.read_key(&nodes, Fresh::Local).await?.is_none() {
+        return Err(Status::not_found("", "pods", node));
+    }
+    let request = NodeRequest::Logs { target: target(&pod, &container), options: options.clone() };
+    let stream = state.nodes.open(node, request).await?;
+    let frames = stream::unfold((stream, options.limit_bytes), |(mut stream, mut left)| async move {
+        loop {
+            let frame = stream.receive.recv().await?;
+            match frame.channel {
+                channel::STDOUT | channel::STDERR => {
+                    let mut data = frame.data;
+                    if let Some(left) = &mut left {
+                        let take = (*left).min(data.len() as u64);
+                        data.truncate(take as usize);
+                        *left -= take;
+                        if take == 0 {
+                            return None;
+                        }
+                    }
+                    return Some((Ok::<_, std::io::Error>(data), (stream, left)));
+                }
+                channel::ERROR => {
+                    let status: Status = serde_json::from_slice(&frame.data).ok()?;
+                    if status.status == "Success" {
+                        return None;
+                    }
+                    return Some((Ok(format!("{}\n", status.message).into()), (stream, Some(0))));
+                }
+                _ => {}
+            }
+        }
+    });
+    Ok(respond::response(200, "text/plain", Body::from_stream(frames)))
+}
+
+pub fn target(pod: &Value, container: &str) -> Target {
+    Target {
+        namespace: meta::namespace(pod).into(),
+        pod: meta::name(pod).into(),
+        uid: meta::uid(pod).into(),
+        container: container.into(),
+    }
+}

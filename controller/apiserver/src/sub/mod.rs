@@ -1,0 +1,9 @@
+//! What lives below objects, or is answered without being stored: scale, binding, eviction, tokens, reviews, logs, exec.
+
+pub mod binding;
+pub mod connect;
+pub mod eviction;
+pub mod finalize;
+pub mod reviews;
+pub mod scale;
+pub mod token;

@@ -1,0 +1,239 @@
+//! Pulling from a registry (OCI distribution specification), with what a Docker configuration says about passwords.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference};
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+
+use super::digest::Digest;
+use super::name::ImageName;
+use super::store::{ImageRecord, ImageStore};
+use super::{Manifest, architecture, choose};
+use crate::error::{Context, Error, Result, on};
+
+/// Blobs that are fetched at the same time.
+const FETCHES_MAX: usize = 3;
+const ACCEPTED: [&str; 4] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// How to sign in to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({}, ...)", self.username)
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Entry {
+    auth: String,
+    username: String,
+    password: String,
+}
+
+impl Credentials {
+    /// The best match for an image in a Docker configuration: the content of a `kubernetes.io/dockerconfigjson` secret
+    /// (`{"auths": {...}}`) or of the older `dockercfg` form (the inner object alone).
+    pub fn from_docker_config(text: &[u8], image: &ImageName) -> Option<Credentials> {
+        let value: serde_json::Value = serde_json::from_slice(text).ok()?;
+        let auths = value.get("auths").unwrap_or(&value).as_object()?;
+        let full = image.family();
+        let mut best: Option<(usize, Credentials)> = None;
+        for (key, entry) in auths {
+            let Some(length) = fits(key, &image.registry, &full) else { continue };
+            let Some(credentials) = serde_json::from_value::<Entry>(entry.clone()).ok().and_then(Entry::credentials) else { continue };
+            if best.as_ref().is_none_or(|(have, _)| length > *have) {
+                best = Some((length, credentials));
+            }
+        }
+        best.map(|(_, credentials)| credentials)
+    }
+}
+
+impl Entry {
+    fn credentials(self) -> Option<Credentials> {
+        if !self.username.is_empty() {
+            return Some(Credentials { username: self.username, password: self.password });
+        }
+        let text = String::from_utf8(STANDARD.decode(self.auth.trim()).ok()?).ok()?;
+        let (username, password) = text.split_once(':')?;
+        Some(Credentials { username: username.into(), password: password.into() })
+    }
+}
+
+/// How much of an image's name a key of a Docker configuration covers, if any.
+fn fits(key: &str, registry: &str, full: &str) -> Option<usize> {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let key = key.trim_end_matches("/v1").trim_end_matches("/v2");
+    let key = match key.strip_prefix("index.docker.io") {
+        Some(rest) => format!("docker.io{rest}"),
+        None => key.to_owned(),
+    };
+    if let Some(domain) = key.strip_prefix("*.") {
+        let (_, rest) = registry.split_once('.')?;
+        return (rest == domain).then_some(domain.len());
+    }
+    let covers = full.strip_prefix(key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    covers.then_some(key.len())
+}
+
+impl ImageStore {
+    /// Fetches an image for this machine's architecture and takes it in. Blobs that are here are not fetched again.
+    pub async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<ImageRecord> {
+        let name = ImageName::parse(image)?;
+        let _writing = self.writing();
+        // Another provider may be installed already; any will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let auth = match credentials {
+            Some(credentials) => RegistryAuth::Basic(credentials.username.clone(), credentials.password.clone()),
+            None => RegistryAuth::Anonymous,
+        };
+        let config = ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(self.plain(&name)),
+            connect_timeout: Some(Duration::from_secs(10)),
+            read_timeout: Some(Duration::from_secs(60)),
+            ..ClientConfig::default()
+        };
+        let client = Client::try_from(config).map_err(|error| failed(&name, &error))?;
+        let reference = match (&name.digest, &name.tag) {
+            (Some(digest), _) => Reference::with_digest(name.registry.clone(), name.repository.clone(), digest.to_string()),
+            (None, tag) => {
+                Reference::with_tag(name.registry.clone(), name.repository.clone(), tag.clone().unwrap_or_else(|| "latest".into()))
+            }
+        };
+        let (mut digest, mut manifest) = self.fetch_manifest(&client, &reference, &auth, &name, name.digest.as_ref()).await?;
+        if !manifest.manifests.is_empty() {
+            let chosen = choose(&manifest.manifests).ok_or_else(|| Error::Pull {
+                image: name.to_string(),
+                why: format!("the registry has no variant for linux/{}", architecture()),
+                not_found: true,
+            })?;
+            let expected = Digest::parse(&chosen.digest)?;
+            let reference = reference.clone_with_digest(chosen.digest.clone());
+            (digest, manifest) = self.fetch_manifest(&client, &reference, &auth, &name, Some(&expected)).await?;
+        }
+        let client = Arc::new(client);
+        let slots = Arc::new(tokio::sync::Semaphore::new(FETCHES_MAX));
+        let mut tasks = tokio::task::JoinSet::new();
+        for descriptor in manifest.config.iter().chain(&manifest.layers) {
+            let blob = Digest::parse(&descriptor.digest)?;
+            if self.has_blob(&blob) {
+                continue;
+            }
+            let size = descriptor.size as i64;
+            let (store, client, reference, name, slots) = (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
+            tasks.spawn(async move {
+                let _slot = slots.acquire().await;
+                store.fetch_blob(&client, &reference, &name, &blob, size).await
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.map_err(|error| Error::Helper(format!("a fetch ended: {error}")))??;
+        }
+        let store = self.clone();
+        let added = tokio::task::spawn_blocking(move || store.add(&digest, &[name])).await;
+        added.map_err(|error| Error::Helper(format!("unpacking ended: {error}")))?
+    }
+
+    /// Registries without TLS: those that were named, and this machine.
+    fn plain(&self, name: &ImageName) -> Vec<String> {
+        let mut plain = self.insecure().to_vec();
+        let host = name.registry.split(':').next().unwrap_or_default();
+        if host == "localhost" || host.starts_with("127.") {
+            plain.push(name.registry.clone());
+        }
+        plain
+    }
+
+    async fn fetch_manifest(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        auth: &RegistryAuth,
+        name: &ImageName,
+        expected: Option<&Digest>,
+    ) -> Result<(Digest, Manifest)> {
+        let (bytes, _) = client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(|error| failed(name, &error))?;
+        let (digest, _) = self.put_blob(&bytes[..], expected)?;
+        let manifest = self.document(&digest)?;
+        Ok((digest, manifest))
+    }
+
+    async fn fetch_blob(&self, client: &Client, reference: &Reference, name: &ImageName, blob: &Digest, size: i64) -> Result<()> {
+        let path = self.temporary();
+        let mut file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
+        let descriptor = OciDescriptor { digest: blob.to_string(), size, ..OciDescriptor::default() };
+        let pulled = client.pull_blob(reference, &descriptor, &mut file).await;
+        let flushed = file.flush().await;
+        if let Err(error) = pulled {
+            let _ = tokio::fs::remove_file(&path).await;
+            return Err(failed(name, &error));
+        }
+        flushed.context(on("write", &path))?;
+        let (store, blob) = (self.clone(), blob.clone());
+        let kept = tokio::task::spawn_blocking(move || store.keep_file(&path, &blob)).await;
+        kept.map_err(|error| Error::Helper(format!("checking a blob ended: {error}")))?
+    }
+}
+
+/// A registry's answer in words, with whether it means "no such image".
+fn failed(name: &ImageName, error: &OciDistributionError) -> Error {
+    let not_found = match error {
+        OciDistributionError::ImageManifestNotFoundError(_) => true,
+        OciDistributionError::ServerError { code, .. } => *code == 404,
+        OciDistributionError::RegistryError { envelope, .. } => {
+            let text = envelope.to_string().to_ascii_lowercase();
+            ["not found", "not_found", "unknown"].iter().any(|word| text.contains(word))
+        }
+        _ => false,
+    };
+    let mut why = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        why = format!("{why}: {cause}");
+        source = cause.source();
+    }
+    Error::Pull { image: name.to_string(), why, not_found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docker_configurations() {
+        let config = br#"{"auths":{"https://index.docker.io/v1/":{"auth":"aHViOnB3"},"quay.io":{"username":"q","password":"1"},
+            "quay.io/team":{"username":"t","password":"2"},"*.example.com":{"username":"e","password":"3"}}}"#;
+        let check = |image: &str, expect: Option<&str>| {
+            let name = ImageName::parse(image).unwrap();
+            let got = Credentials::from_docker_config(config, &name).map(|found| format!("{}:{}", found.username, found.password));
+            assert_eq!(got.as_deref(), expect, "{image}");
+        };
+        check("nginx", Some("hub:pw"));
+        check("quay.io/a/b", Some("q:1"));
+        check("quay.io/team/b", Some("t:2"));
+        check("quay.io/teams/b", Some("q:1"));
+        check("registry.example.com/x", Some("e:3"));
+        check("ghcr.io/x/y", None);
+    }
+}

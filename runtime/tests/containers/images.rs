@@ -1,0 +1,135 @@
+//! Images in and out: archives, names, collection, a registry on 127.0.0.1.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use libtest_mimic::Failed;
+use skiff_runtime::image::Digest;
+use skiff_runtime::{Error, ImageBuilder, ImageStore};
+
+use super::fixture::{IMAGE, equal, holds, with};
+
+pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+    ("images::out_and_in_again", out_and_in_again),
+    ("images::collection_counts_references", collection_counts_references),
+    ("images::docker_save", docker_save),
+    ("images::damage_is_found", damage_is_found),
+    ("images::pull_from_a_registry", pull_from_a_registry),
+];
+
+fn out_and_in_again() -> Result<(), Failed> {
+    with(async |fixture| {
+        let mut archive = Vec::new();
+        fixture.runtime.images().export(IMAGE, &mut archive)?;
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        let images = other.import(&archive[..])?;
+        let original = fixture.runtime.images().resolve(IMAGE).ok_or("no image")?;
+        equal(images.len(), 1)?;
+        equal(&images[0].id, &original.id)?;
+        equal(images[0].names.as_slice(), &[IMAGE.to_owned()])?;
+        holds("by id", other.resolve(original.id.as_str()).is_some())?;
+        holds("by digest", other.resolve(&format!("localhost/shell@{}", original.manifest)).is_some())?;
+        other.tag(IMAGE, "nginx:1")?;
+        holds("by short name", other.resolve("nginx:1").is_some())?;
+        let again = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        equal(again.list().len(), 1)?;
+        holds("not an archive", matches!(other.import(&b"junk"[..]), Err(Error::Format { .. } | Error::Io { .. })))
+    })
+}
+
+fn collection_counts_references() -> Result<(), Failed> {
+    with(async |fixture| {
+        let images = fixture.runtime.images();
+        let small = ImageBuilder::new().file("/only", "x", 0o644).build(images, "small")?;
+        equal(images.collect()?.images, 0)?;
+        let pin = images.pin("small")?;
+        images.remove("small")?;
+        equal(images.collect()?.images, 0)?;
+        drop(pin);
+        let writing = images.writing();
+        holds("not while something comes in", images.collect()?.busy)?;
+        drop(writing);
+        let freed = images.collect()?;
+        equal((freed.images, freed.objects), (1, 4))?;
+        holds("gone", images.resolve(small.id.as_str()).is_none())?;
+        let (state, _) = fixture.run(&fixture.pod("p").await?, fixture.container("c", "true")).await?;
+        equal(state.exit_code, 0)
+    })
+}
+
+fn docker_save() -> Result<(), Failed> {
+    with(async |fixture| {
+        let mut layer = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(2);
+        header.set_mode(0o644);
+        layer.append_data(&mut header, "hi", &b"hi"[..])?;
+        let layer = layer.into_inner()?;
+        let diff_id = Digest::of(&layer);
+        let config = format!(r#"{{"architecture":"","os":"linux","config":{{"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#);
+        let manifest = r#"[{"Config":"c.json","RepoTags":["app:v1"],"Layers":["l/layer.tar"]}]"#;
+        let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (name, bytes) in [("l/layer.tar", layer.as_slice()), ("manifest.json", manifest.as_bytes()), ("c.json", config.as_bytes())] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, name, bytes)?;
+        }
+        let bytes = archive.into_inner()?.finish()?;
+        let images = fixture.runtime.images().import(&bytes[..])?;
+        equal(images[0].names.as_slice(), &["docker.io/library/app:v1".to_owned()])?;
+        equal(images[0].config.cmd.as_slice(), &["x".to_owned()])
+    })
+}
+
+fn damage_is_found() -> Result<(), Failed> {
+    with(async |fixture| {
+        let mut archive = Vec::new();
+        fixture.runtime.images().export(IMAGE, &mut archive)?;
+        let at = archive.len() / 2;
+        archive[at] ^= 1;
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        let error = other.import(&archive[..]).err().map(|error| error.to_string()).unwrap_or_default();
+        holds(&format!("{error:?} names the digests"), error.contains("digest"))?;
+        equal(other.list().len(), 0)
+    })
+}
+
+/// Serves one image's blobs as a registry does, on a thread, for as long as the test runs.
+fn pull_from_a_registry() -> Result<(), Failed> {
+    with(async |fixture| {
+        let images = fixture.runtime.images();
+        let record = images.resolve(IMAGE).ok_or("no image")?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let (blobs, manifest) = (fixture.dir.join("images/blobs/sha256"), record.manifest.clone());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut request = Vec::new();
+                let mut byte = [0u8; 1];
+                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+                    request.push(byte[0]);
+                }
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+                let name = path.rsplit('/').next().unwrap_or_default();
+                let hex = if name == "v1" { manifest.hex() } else { name.trim_start_matches("sha256:") };
+                let answer = if path == "/v2/" { Some(Vec::new()) } else { std::fs::read(blobs.join(hex)).ok() };
+                let (status, body) = match answer {
+                    Some(body) => ("200 OK", body),
+                    None => ("404 Not Found", br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec()),
+                };
+                let kind = "application/vnd.oci.image.manifest.v1+json";
+                let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            }
+        });
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        let pulled = other.pull(&format!("{address}/shell:v1"), None).await?;
+        equal(&pulled.id, &record.id)?;
+        equal(pulled.names.as_slice(), &[format!("{address}/shell:v1")])?;
+        match other.pull(&format!("{address}/shell:absent"), None).await {
+            Err(Error::Pull { not_found: true, .. }) => Ok(()),
+            other => Err(format!("expected no such image, got {other:?}").into()),
+        }
+    })
+}
