@@ -13,6 +13,10 @@ pub struct Observed {
     pub start_ms: u64,
     /// Namespaces and network.
     pub sandbox: Sandbox,
+    /// Address in the pod network; none without a sandbox or with the host's network.
+    pub ip: Option<String>,
+    /// Address that the status shows, also after the end.
+    pub shown_ip: Option<String>,
     /// Files that are made for it.
     pub volumes: Volumes,
     /// Init and main containers; their names are unique in a pod.

@@ -31,7 +31,8 @@ fn normalize_object(def: &TypeDef, map: &mut Map<String, Value>) {
                     Absent::Null => is_empty_collection(value) && matches!(field.shape, Shape::List(_) | Shape::Map(_)),
                     Absent::Omitted | Absent::Default(_) => is_dropped(&field.shape, value),
                 };
-                if drop {
+                // An empty list of managers is a request to forget them all, so it stays until that was read.
+                if drop && name != "managedFields" {
                     absent(field, map);
                 }
             }

@@ -90,9 +90,16 @@ pub struct List {
 /// What a call comes to. Failures are [`Status`].
 pub enum Answer {
     /// A stored object, or what would have been stored.
-    Object { code: u16, kind: Arc<Kind>, object: Stored },
+    Object {
+        code: u16,
+        kind: Arc<Kind>,
+        object: Stored,
+    },
     /// Something made for this answer only: a scale, a review, a success.
-    Value { code: u16, value: Value },
+    Value {
+        code: u16,
+        value: Value,
+    },
     List(List),
     Watch(WatchStream),
 }

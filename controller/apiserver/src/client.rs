@@ -43,7 +43,9 @@ pub enum PatchType {
     Merge,
     Strategic,
     /// Server-side apply; `force` takes over fields that others own.
-    Apply { force: bool },
+    Apply {
+        force: bool,
+    },
 }
 
 impl PatchType {
@@ -111,7 +113,16 @@ impl Client {
         self.state.store.revision()
     }
 
-    async fn run(&self, kind: &Kind, verb: &str, namespace: &str, name: &str, sub: &str, query: Query, body: Body) -> Result<Answer, Status> {
+    async fn run(
+        &self,
+        kind: &Kind,
+        verb: &str,
+        namespace: &str,
+        name: &str,
+        sub: &str,
+        query: Query,
+        body: Body,
+    ) -> Result<Answer, Status> {
         let info = RequestInfo {
             verb: verb.into(),
             is_resource: true,
@@ -146,7 +157,9 @@ impl Client {
     pub async fn list(&self, kind: &Kind, select: &Select) -> Result<Listed, Status> {
         let query = Query::of(&[("labelSelector", &select.labels), ("fieldSelector", &select.fields)]);
         match self.run(kind, "list", &select.namespace, "", "", query, Body::Empty).await? {
-            Answer::List(list) => Ok(Listed { items: list.items.iter().map(|i| typed(kind, i)).collect(), revision: list.revision }),
+            Answer::List(list) => {
+                Ok(Listed { items: list.items.iter().map(|i| typed(kind, i)).collect(), revision: list.revision })
+            }
             _ => Err(Status::internal_error("a list did not answer with a list")),
         }
     }
@@ -183,7 +196,15 @@ impl Client {
     }
 
     /// `subresource` is empty, or for example `status`.
-    pub async fn patch(&self, kind: &Kind, namespace: &str, name: &str, subresource: &str, how: PatchType, patch: &Value) -> Result<Value, Status> {
+    pub async fn patch(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        how: PatchType,
+        patch: &Value,
+    ) -> Result<Value, Status> {
         let mut query = Query::default();
         if let PatchType::Apply { force } = how {
             query.set("fieldManager", &self.agent);
@@ -194,7 +215,13 @@ impl Client {
     }
 
     /// What is left of the object (when its deletion takes time), or a Status of success.
-    pub async fn delete(&self, kind: &Kind, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Value, Status> {
+    pub async fn delete(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Value, Status> {
         value(self.run(kind, "delete", namespace, name, "", Query::default(), options_body(options)).await?)
     }
 

@@ -51,9 +51,9 @@ pub fn document(body: &Body) -> Result<Option<Document>, Status> {
                 let text = String::from_utf8_lossy(bytes);
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {problem} ({})", clip(&text)))
             }),
-            "application/yaml" => yaml(bytes).map(Some).map_err(|problem| {
-                Status::bad_request(format!("error converting YAML to JSON: {problem}"))
-            }),
+            "application/yaml" => yaml(bytes)
+                .map(Some)
+                .map_err(|problem| Status::bad_request(format!("error converting YAML to JSON: {problem}"))),
             _ => Err(Status::unsupported_media_type(READABLE)),
         },
     }
@@ -101,7 +101,7 @@ pub fn yaml(bytes: &[u8]) -> Result<Document, String> {
     use serde_yaml::DuplicateKeyPolicy;
     let text = std::str::from_utf8(bytes).map_err(|e| format!("yaml: the text is not UTF-8: {e}"))?;
     let read = |policy| {
-        let options = serde_yaml::options! { duplicate_keys: policy, legacy_octal_numbers: true };
+        let options = serde_yaml::options! { duplicate_keys: policy, legacy_octal_numbers: true, with_snippet: false };
         serde_yaml::from_str_with_options::<Value>(text, options)
     };
     match read(DuplicateKeyPolicy::Error) {
@@ -109,7 +109,10 @@ pub fn yaml(bytes: &[u8]) -> Result<Document, String> {
         Err(serde_yaml::Error::DuplicateMappingKey { key, location }) => {
             let value = read(DuplicateKeyPolicy::LastWins).map_err(|e| format!("yaml: {e}"))?;
             let key = key.unwrap_or_default();
-            Ok(Document { value, duplicates: vec![format!("line {}: key {key:?} already set in map", location.line())] })
+            Ok(Document {
+                value,
+                duplicates: vec![format!("line {}: key {key:?} already set in map", location.line())],
+            })
         }
         Err(e) => Err(format!("yaml: {e}")),
     }
@@ -198,7 +201,9 @@ pub fn object_of(call: &mut Call, kind: &Kind) -> Result<Value, Status> {
     let mut problems = document.duplicates;
     clean(&mut value, kind, &mut problems)
         .map_err(|why| Status::bad_request(format!("{} {why}", cannot_be_handled(kind))))?;
-    tell(call, &problems, |all| Status::bad_request(format!("{} strict decoding error: {all}", cannot_be_handled(kind))))?;
+    tell(call, &problems, |all| {
+        Status::bad_request(format!("{} strict decoding error: {all}", cannot_be_handled(kind)))
+    })?;
     Ok(value)
 }
 
@@ -309,7 +314,10 @@ mod tests {
     #[test]
     fn duplicates_are_told_with_their_path() {
         let document = json(br#"{"data":{"a":"b","a":"c"},"data":{"a":"d"},"l":[{"x":1,"x":2}]}"#).unwrap();
-        assert_eq!(document.duplicates, ["duplicate field \"data.a\"", "duplicate field \"data\"", "duplicate field \"l[0].x\""]);
+        assert_eq!(
+            document.duplicates,
+            ["duplicate field \"data.a\"", "duplicate field \"data\"", "duplicate field \"l[0].x\""]
+        );
         assert_eq!(document.value["data"]["a"], "d");
         let document = yaml(b"a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
         assert_eq!(document.duplicates, ["line 4: key \"c\" already set in map"]);

@@ -43,7 +43,8 @@ pub fn call(asked: Asked) -> Result<Call, Status> {
     };
     // Below an object, reading goes by `get` however it is asked for.
     let served = verbs.iter().any(|v| *v == info.verb);
-    let misplaced = info.subresource.is_empty() && named == matches!(info.verb.as_str(), "create" | "list" | "deletecollection");
+    let on_collection = matches!(info.verb.as_str(), "create" | "list" | "deletecollection");
+    let misplaced = info.subresource.is_empty() && info.verb != "watch" && named == on_collection;
     if !served || misplaced {
         return Err(Status::method_not_supported(&info.group, &info.resource, &info.verb));
     }

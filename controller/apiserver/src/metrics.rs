@@ -58,7 +58,11 @@ impl Metrics {
         out.push_str("# HELP apiserver_request_total Requests by verb, resource and status.\n# TYPE apiserver_request_total counter\n");
         for (key, series) in &requests {
             let Key { verb, resource, code } = key;
-            let _ = writeln!(out, "apiserver_request_total{{verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"}} {}", series.count);
+            let _ = writeln!(
+                out,
+                "apiserver_request_total{{verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"}} {}",
+                series.count
+            );
         }
         out.push_str("# HELP apiserver_request_duration_seconds Time to the answer's head.\n# TYPE apiserver_request_duration_seconds histogram\n");
         for (Key { verb, resource, code }, series) in &requests {
@@ -70,8 +74,16 @@ impl Metrics {
             let _ = writeln!(out, "apiserver_request_duration_seconds_sum{{{labels}}} {}", series.seconds);
             let _ = writeln!(out, "apiserver_request_duration_seconds_count{{{labels}}} {}", series.count);
         }
-        let _ = writeln!(out, "# TYPE apiserver_current_inflight_requests gauge\napiserver_current_inflight_requests {}", self.inflight.load(Ordering::Relaxed));
-        let _ = writeln!(out, "# TYPE apiserver_watches_total counter\napiserver_watches_total {}", self.watches.load(Ordering::Relaxed));
+        let _ = writeln!(
+            out,
+            "# TYPE apiserver_current_inflight_requests gauge\napiserver_current_inflight_requests {}",
+            self.inflight.load(Ordering::Relaxed)
+        );
+        let _ = writeln!(
+            out,
+            "# TYPE apiserver_watches_total counter\napiserver_watches_total {}",
+            self.watches.load(Ordering::Relaxed)
+        );
         out
     }
 }

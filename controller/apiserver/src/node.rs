@@ -35,11 +35,30 @@ pub struct LogOptions {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeRequest {
-    Logs { target: Target, options: LogOptions },
-    Exec { target: Target, command: Vec<String>, tty: bool, stdin: bool, stdout: bool, stderr: bool },
-    Attach { target: Target, tty: bool, stdin: bool, stdout: bool, stderr: bool },
+    Logs {
+        target: Target,
+        options: LogOptions,
+    },
+    Exec {
+        target: Target,
+        command: Vec<String>,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    Attach {
+        target: Target,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
     /// One connection to a port of the pod. Data in both directions is on [`channel::DATA`].
-    PortForward { target: Target, port: u16 },
+    PortForward {
+        target: Target,
+        port: u16,
+    },
 }
 
 /// Channels of the remote command protocol (v5.channel.k8s.io).
@@ -95,7 +114,8 @@ pub struct NoNodes;
 
 impl NodeConnector for NoNodes {
     fn open(&self, node: &str, _: NodeRequest) -> BoxFuture<'static, Result<NodeStream, Status>> {
-        let message = format!("node {node:?} is not connected to this cluster; see that its agent runs and can reach a server");
+        let message =
+            format!("node {node:?} is not connected to this cluster; see that its agent runs and can reach a server");
         Box::pin(async move { Err(Status::service_unavailable(message)) })
     }
 }

@@ -48,7 +48,9 @@ pub fn stamp_new(object: &mut Value, now: Timestamp) {
 
 /// What the server keeps of an old object, whatever the client sends.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"] {
+    for key in
+        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"]
+    {
         match meta::at(old, &["metadata", key]) {
             Some(value) => meta::set(new, key, value.clone()),
             None => meta::unset(new, key),
@@ -66,8 +68,19 @@ pub fn keep_system_fields(new: &mut Value, old: &Value) {
 /// Metadata in the order in which people are used to read it.
 fn order_metadata(object: &mut Value) {
     const ORDER: [&str; 13] = [
-        "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp",
-        "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers",
+        "name",
+        "generateName",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "labels",
+        "annotations",
+        "ownerReferences",
+        "finalizers",
     ];
     let Some(metadata) = meta::metadata_mut(object) else { return };
     let mut old = std::mem::take(metadata);
@@ -99,7 +112,7 @@ pub fn track(
     };
     if let Some(old) = old {
         match subresource {
-            "" => strategy::prepare_for_update(kind, new, old),
+            "" | "scale" => strategy::prepare_for_update(kind, new, old),
             "status" => strategy::prepare_for_status_update(kind, new, old),
             _ => {}
         }

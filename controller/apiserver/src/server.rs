@@ -67,7 +67,15 @@ impl ApiServer {
         };
         let policy = PolicyCache::default();
         tokio::spawn(policy.clone().follow(store.clone()));
-        let state = Arc::new(State { config, store, policy, token_file, nodes, metrics: Metrics::default(), ready: false.into() });
+        let state = Arc::new(State {
+            config,
+            store,
+            policy,
+            token_file,
+            nodes,
+            metrics: Metrics::default(),
+            ready: false.into(),
+        });
         let server = ApiServer { state, grpc: None };
         tokio::spawn(prepare(server.clone()));
         Ok(server)
@@ -101,7 +109,12 @@ impl ApiServer {
     }
 
     /// Serves until `shutdown`; with TLS where a configuration is given.
-    pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         let address = listener.local_addr()?.to_string();
         let acceptor = tls.map(TlsAcceptor::from);
         let connections = TaskTracker::new();
@@ -119,7 +132,8 @@ impl ApiServer {
                 }
             };
             let _ = stream.set_nodelay(true);
-            let (server, acceptor, address, shutdown) = (self.clone(), acceptor.clone(), address.clone(), shutdown.clone());
+            let (server, acceptor, address, shutdown) =
+                (self.clone(), acceptor.clone(), address.clone(), shutdown.clone());
             connections.spawn(async move {
                 let Some(acceptor) = acceptor else {
                     server.connection(stream, None, address, shutdown).await;
@@ -141,8 +155,13 @@ impl ApiServer {
         Ok(())
     }
 
-    async fn connection<S>(&self, stream: S, peer: Option<PeerCertificate>, address: String, shutdown: CancellationToken)
-    where
+    async fn connection<S>(
+        &self,
+        stream: S,
+        peer: Option<PeerCertificate>,
+        address: String,
+        shutdown: CancellationToken,
+    ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         let user = peer.as_ref().and_then(|p| user_of_certificate(&p.der));
@@ -155,7 +174,11 @@ impl ApiServer {
             async move { Ok::<_, Infallible>(server.handle(request, user.as_ref(), &address).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http2().max_concurrent_streams(1000).keep_alive_interval(Some(Duration::from_secs(30))).timer(hyper_util::rt::TokioTimer::new());
+        builder
+            .http2()
+            .max_concurrent_streams(1000)
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .timer(hyper_util::rt::TokioTimer::new());
         builder.http1().timer(hyper_util::rt::TokioTimer::new());
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -194,7 +217,10 @@ impl ApiServer {
         if let Ok(id) = HeaderValue::from_str(&new_uid()) {
             response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
         }
-        response.headers_mut().entry(http::header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+        response
+            .headers_mut()
+            .entry(http::header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
         if head {
             *response.body_mut() = Body::empty();
         }
@@ -218,10 +244,11 @@ impl ApiServer {
         authorize::require(state, &user, &Attributes::from(info)).await?;
         let (mut parts, body) = request.into_parts();
         if !info.is_resource {
-            let asked = endpoints::Asked { method: parts.method.as_str(), path: &info.path, query: &query, headers: &parts.headers, address };
+            let asked = endpoints::Asked { path: &info.path, query: &query, headers: &parts.headers, address };
             return endpoints::answer(state, &asked).await;
         }
-        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+        let text =
+            |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
         let agent = manager_of(&text(USER_AGENT));
         let accept = text(ACCEPT);
         let content_type = text(CONTENT_TYPE);
@@ -231,7 +258,8 @@ impl ApiServer {
             return sub::connect::handle(state, call, &mut parts, body).await;
         }
         // The form of the answer is settled before anything is done.
-        let mut wanted = media::negotiate(&accept, Offers::Objects).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
+        let mut wanted =
+            media::negotiate(&accept, Offers::Objects).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
         wanted.pretty |= query.flag("pretty");
         let include = query.text("includeObject").to_string();
         let body = read_body(body, media::essence(&content_type)).await?;

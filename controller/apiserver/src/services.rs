@@ -74,7 +74,8 @@ pub async fn claim(state: &State, kind: &Kind, new: &mut Value, old: Option<&Val
         assign_address(state, new, old, &before).await?.map_or(Ok(()), |error| Err(refuse(error)))?;
     }
     let wants_ports = service_type == "NodePort"
-        || service_type == "LoadBalancer" && meta::at(new, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
+        || service_type == "LoadBalancer"
+            && meta::at(new, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
     assign_ports(state, new, &before, wants_ports).await?.map_or(Ok(()), |error| Err(refuse(error)))?;
     let after = held(new);
     let take = after.iter().filter(|k| !before.contains(k)).map(|k| (k.clone(), owner.clone())).collect();
@@ -106,7 +107,12 @@ fn set_families(service: &mut Value, service_type: &str) {
 /// The refusal of a wish, where the Service had one that cannot be met.
 type Refusal = Option<FieldError>;
 
-async fn assign_address(state: &State, new: &mut Value, old: Option<&Value>, before: &[String]) -> Result<Refusal, Status> {
+async fn assign_address(
+    state: &State,
+    new: &mut Value,
+    old: Option<&Value>,
+    before: &[String],
+) -> Result<Refusal, Status> {
     let mut wanted = meta::str_at(new, &["spec", "clusterIP"]).to_string();
     if wanted.is_empty()
         && let Some(old) = old
@@ -130,7 +136,9 @@ async fn assign_address(state: &State, new: &mut Value, old: Option<&Value>, bef
         let inside = wanted.parse().ok().and_then(|ip| state.config.service_cidr.offset(ip));
         let cidr = state.config.service_cidr;
         if inside.is_none_or(|o| o == 0 || o == cidr.size() - 1) {
-            return fail(&format!("the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {cidr}"));
+            return fail(&format!(
+                "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {cidr}"
+            ));
         }
         if state.read_key(&address_key(&wanted), Fresh::Linearizable).await?.is_some() {
             return fail("provided IP is already allocated");
@@ -191,7 +199,9 @@ async fn assign_ports(state: &State, new: &mut Value, before: &[String], wanted:
                 continue;
             }
             // One port number with two protocols gets one node port.
-            let twin = ports.iter().find(|p| p["port"] == ports[index]["port"] && p["nodePort"].as_i64().is_some_and(|n| n != 0));
+            let twin = ports
+                .iter()
+                .find(|p| p["port"] == ports[index]["port"] && p["nodePort"].as_i64().is_some_and(|n| n != 0));
             let number = match twin.and_then(|t| t["nodePort"].as_i64()) {
                 Some(number) => number,
                 None => free_port(&state.config, state, &mine).await?,
@@ -232,7 +242,10 @@ mod tests {
     #[test]
     fn a_service_holds_its_addresses_and_ports() {
         let service = json!({"spec": {"clusterIPs": ["10.43.0.9"], "ports": [{"nodePort": 30001}, {"nodePort": 30001}, {"port": 1}]}});
-        assert_eq!(held(&service), ["/registry/ranges/serviceips/10.43.0.9", "/registry/ranges/servicenodeports/30001"]);
+        assert_eq!(
+            held(&service),
+            ["/registry/ranges/serviceips/10.43.0.9", "/registry/ranges/servicenodeports/30001"]
+        );
         assert_eq!(held(&json!({"spec": {"clusterIPs": ["None"]}})), Vec::<String>::new());
     }
 }

@@ -69,7 +69,9 @@ pub fn store_status(error: StoreError) -> Status {
         StoreError::Future { asked, current } => too_large_version(*asked, *current),
         StoreError::TooLarge { .. } => Status::too_large(&error.to_string()),
         StoreError::Fenced { .. } => Status::failure(409, "Conflict", error.to_string()),
-        StoreError::NoLeader | StoreError::Stopped | StoreError::Failed(_) => Status::service_unavailable(error.to_string()),
+        StoreError::NoLeader | StoreError::Stopped | StoreError::Failed(_) => {
+            Status::service_unavailable(error.to_string())
+        }
         StoreError::Unknown(_) => Status::timeout(&error.to_string(), 1),
         StoreError::NoSpace => Status::failure(507, "InsufficientStorage", error.to_string()),
         _ => Status::internal_error(error),

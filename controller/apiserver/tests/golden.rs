@@ -38,9 +38,8 @@ fn main() {
         eprintln!("golden replay: ignored: {reason}");
     }
     let ignored = reason.is_some();
-    let replay = Trial::test("recorded requests are answered as recorded", move || {
-        replay_all(&folder.ok_or("no corpus")?)
-    });
+    let replay =
+        Trial::test("recorded requests are answered as recorded", move || replay_all(&folder.ok_or("no corpus")?));
     let unify = Trial::test("placeholders bind once", || {
         unify::check_binding();
         Ok(())
@@ -127,6 +126,10 @@ async fn score(address: SocketAddr, folder: &Path) -> anyhow::Result<Passed> {
         good += topic_good;
         all += topic_all;
     }
-    println!("all: {good}/{all} steps, {}/{} scenarios; managed fields differ in {managed} more", passed.0.len(), passed.1.len());
+    println!(
+        "all: {good}/{all} steps, {}/{} scenarios; managed fields differ in {managed} more",
+        passed.0.len(),
+        passed.1.len()
+    );
     Ok(passed)
 }

@@ -27,14 +27,23 @@ pub fn restrict(admission: &Admission<'_>, object: &Value) -> Result<(), Status>
         let labels = |v: &Value| meta::labels(v).cloned().unwrap_or_default();
         let old = admission.old.map(labels).unwrap_or_default();
         let new = labels(object);
-        let mut changed = new.iter().filter(|(k, v)| old.get(*k) != Some(v)).map(|(k, _)| k).chain(old.keys().filter(|k| !new.contains_key(*k)));
+        let mut changed = new
+            .iter()
+            .filter(|(k, v)| old.get(*k) != Some(v))
+            .map(|(k, _)| k)
+            .chain(old.keys().filter(|k| !new.contains_key(*k)));
         if let Some(key) = changed.find(|k| k.starts_with(RESTRICTED_PREFIX)) {
             return refuse(format!("is not allowed to modify labels: {key}"));
         }
     }
     if call.kind.is("", "Pod") {
-        if admission.operation == Operation::Create && call.info.subresource.is_empty() && meta::annotation(object, "kubernetes.io/config.mirror").is_none() {
-            return refuse(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"));
+        if admission.operation == Operation::Create
+            && call.info.subresource.is_empty()
+            && meta::annotation(object, "kubernetes.io/config.mirror").is_none()
+        {
+            return refuse(format!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+            ));
         }
         let on = meta::str_at(subject, &["spec", "nodeName"]);
         if on != node {

@@ -36,7 +36,9 @@ pub async fn service_account(admission: &mut Admission<'_>, pod: &mut Value) -> 
         account = admission.state.read(&kind, &namespace, &account_name, Fresh::Linearizable).await?;
     }
     let Some(account) = account else {
-        let why = format!("error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found");
+        let why = format!(
+            "error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found"
+        );
         return Err(admission.forbidden(&name, &why));
     };
     let account = account.decode();
@@ -77,7 +79,11 @@ fn check_secrets(admission: &Admission<'_>, pod: &Value, account: &Value) -> Res
 /// Adds the volume with token, CA and namespace, and mounts it where nothing is mounted yet.
 fn mount_token(pod: &mut Value) {
     let volumes = meta::list_at(pod, &["spec", "volumes"]).to_vec();
-    let own = volumes.iter().map(|v| meta::str_at(v, &["name"])).find(|n| n.starts_with("kube-api-access-")).map(String::from);
+    let own = volumes
+        .iter()
+        .map(|v| meta::str_at(v, &["name"]))
+        .find(|n| n.starts_with("kube-api-access-"))
+        .map(String::from);
     let name = own.clone().unwrap_or_else(|| format!("kube-api-access-{}", random_suffix()));
     let mut needed = false;
     for list in ["initContainers", "containers"] {
@@ -120,7 +126,8 @@ pub fn default_tolerations(pod: &mut Value) {
             (its_key == key || its_key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
         });
         if !covered {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            tolerations
+                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
         }
     }
     if !tolerations.is_empty() {

@@ -16,7 +16,11 @@ use skiff_api::status::Status;
 const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Who sent this request. `certificate` is the user of a client certificate that TLS has verified.
-pub async fn authenticate(state: &State, headers: &HeaderMap, certificate: Option<&UserInfo>) -> Result<UserInfo, Status> {
+pub async fn authenticate(
+    state: &State,
+    headers: &HeaderMap,
+    certificate: Option<&UserInfo>,
+) -> Result<UserInfo, Status> {
     if let Some(user) = certificate {
         return Ok(user.clone());
     }
@@ -62,7 +66,12 @@ pub fn default_audiences(state: &State) -> Vec<String> {
 async fn account_of_token(state: &State, token: &str) -> Result<Option<(UserInfo, Vec<String>)>, Status> {
     let claims = match state.config.tokens.verify(token, Timestamp::now().as_second()) {
         Ok(claims) => claims,
-        Err(jwt::TokenError::Malformed | jwt::TokenError::Signature | jwt::TokenError::Claim(_) | jwt::TokenError::Expired) => {
+        Err(
+            jwt::TokenError::Malformed
+            | jwt::TokenError::Signature
+            | jwt::TokenError::Claim(_)
+            | jwt::TokenError::Expired,
+        ) => {
             return Ok(None);
         }
     };
@@ -117,7 +126,9 @@ async fn is_same(state: &State, key: &str, uid: &str) -> Result<bool, Status> {
 /// Tokens of the form `abcdef.0123456789abcdef`, kept in secrets of `kube-system` until they expire.
 async fn bootstrap_user(state: &State, token: &str) -> Result<Option<UserInfo>, Status> {
     let Some((id, secret)) = token.split_once('.') else { return Ok(None) };
-    let fits = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let fits = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
     if !fits(id, 6) || !fits(secret, 16) {
         return Ok(None);
     }
@@ -141,7 +152,8 @@ async fn bootstrap_user(state: &State, token: &str) -> Result<Option<UserInfo>, 
     }
     let mut user = UserInfo::new(format!("system:bootstrap:{id}"), ["system:bootstrappers"]);
     let more = data("auth-extra-groups");
-    user.groups.extend(more.split(',').map(str::trim).filter(|g| g.starts_with("system:bootstrappers:")).map(String::from));
+    user.groups
+        .extend(more.split(',').map(str::trim).filter(|g| g.starts_with("system:bootstrappers:")).map(String::from));
     user.groups.push(AUTHENTICATED.into());
     Ok(Some(user))
 }

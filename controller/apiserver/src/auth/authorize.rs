@@ -82,7 +82,9 @@ async fn node_may(state: &State, node: &str, wanted: &Attributes) -> Result<bool
         ("", "pods", "status") => write,
         ("", "pods", "eviction") => wanted.verb == "create",
         ("" | "events.k8s.io", "events", "") => wanted.verb == "create" || write,
-        ("coordination.k8s.io", "leases", "") => wanted.verb == "create" || wanted.name == node && wanted.namespace == "kube-node-lease",
+        ("coordination.k8s.io", "leases", "") => {
+            wanted.verb == "create" || wanted.name == node && wanted.namespace == "kube-node-lease"
+        }
         ("authentication.k8s.io", "tokenreviews", "") => wanted.verb == "create",
         ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => wanted.verb == "create",
         ("certificates.k8s.io", "certificatesigningrequests", "") => read || wanted.verb == "create",
@@ -132,7 +134,8 @@ fn uses(pod: &Value, resource: &str, name: &str) -> bool {
     let containers = ["initContainers", "containers", "ephemeralContainers"];
     meta::list_at(pod, &["spec", "volumes"]).iter().any(in_volume)
         || containers.iter().any(|list| meta::list_at(pod, &["spec", list]).iter().any(in_container))
-        || resource == "secrets" && meta::list_at(pod, &["spec", "imagePullSecrets"]).iter().any(|s| named(s, &["name"]))
+        || resource == "secrets"
+            && meta::list_at(pod, &["spec", "imagePullSecrets"]).iter().any(|s| named(s, &["name"]))
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ fn cluster_role(name: &str, role: &Value) -> Value {
 
 fn binding_of(kind: &str, namespace: &str, name: &str, role_kind: &str, role: &str, binding: &Value) -> Value {
     let mut object = base(kind, namespace, name);
-    let subjects: Vec<Value> = meta::list_at(binding, &["subjects"]).iter().filter_map(|s| subject(s.as_str()?)).collect();
+    let subjects: Vec<Value> =
+        meta::list_at(binding, &["subjects"]).iter().filter_map(|s| subject(s.as_str()?)).collect();
     if !subjects.is_empty() {
         object["subjects"] = json!(subjects);
     }
@@ -91,7 +92,9 @@ fn binding_of(kind: &str, namespace: &str, name: &str, role_kind: &str, role: &s
 fn subject(text: &str) -> Option<Value> {
     let (kind, name) = text.split_once(':')?;
     Some(match name.split_once('/') {
-        Some((namespace, name)) if kind == "ServiceAccount" => json!({"kind": kind, "name": name, "namespace": namespace}),
+        Some((namespace, name)) if kind == "ServiceAccount" => {
+            json!({"kind": kind, "name": name, "namespace": namespace})
+        }
         _ => json!({"kind": kind, "apiGroup": GROUP, "name": name}),
     })
 }

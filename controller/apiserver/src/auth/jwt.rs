@@ -40,8 +40,9 @@ impl TokenSigner {
     /// `pem` is a PKCS#8 P-256 private key.
     pub fn from_pem(issuer: &str, pem: &str) -> anyhow::Result<Self> {
         use p256::pkcs8::DecodePrivateKey;
-        let key = SigningKey::from_pkcs8_pem(pem)
-            .map_err(|e| anyhow::anyhow!("reading the service account key: {e}; it must be a P-256 key in PKCS#8 PEM"))?;
+        let key = SigningKey::from_pkcs8_pem(pem).map_err(|e| {
+            anyhow::anyhow!("reading the service account key: {e}; it must be a P-256 key in PKCS#8 PEM")
+        })?;
         Ok(Self::new(issuer, key))
     }
 

@@ -45,7 +45,10 @@ impl Attributes {
                     ns => format!("in the namespace {ns:?}"),
                 };
                 let resource = self.combined_resource();
-                format!("User {user:?} cannot {} resource {resource:?} in API group {:?} {scope}", self.verb, self.group)
+                format!(
+                    "User {user:?} cannot {} resource {resource:?} in API group {:?} {scope}",
+                    self.verb, self.group
+                )
             }
         }
     }
@@ -124,7 +127,11 @@ impl Rule {
                 }
             }
             for url in &self.non_resource_urls {
-                out.push(Rule { verbs: vec![verb.clone()], non_resource_urls: vec![url.clone()], ..Default::default() });
+                out.push(Rule {
+                    verbs: vec![verb.clone()],
+                    non_resource_urls: vec![url.clone()],
+                    ..Default::default()
+                });
             }
         }
         out
@@ -192,7 +199,10 @@ pub fn escalation_message(user: &UserInfo, missing: &[Rule]) -> String {
     let lines: BTreeSet<String> = missing.iter().map(Rule::compact_text).collect();
     let groups = user.groups.iter().map(|g| format!("{g:?}")).collect::<Vec<_>>().join(" ");
     let list = lines.into_iter().collect::<Vec<_>>().join("\n");
-    format!("user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{list}", user.name)
+    format!(
+        "user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{list}",
+        user.name
+    )
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -12,7 +12,8 @@ pub struct TokenFile {
 
 impl TokenFile {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading the token file {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading the token file {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("in the token file {}", path.display()))
     }
 

@@ -42,8 +42,10 @@ impl UserInfo {
 
     pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
         let group = format!("{SERVICE_ACCOUNTS}:{namespace}");
-        let mut user =
-            UserInfo::new(format!("system:serviceaccount:{namespace}:{name}"), [SERVICE_ACCOUNTS, &group, AUTHENTICATED]);
+        let mut user = UserInfo::new(
+            format!("system:serviceaccount:{namespace}:{name}"),
+            [SERVICE_ACCOUNTS, &group, AUTHENTICATED],
+        );
         user.uid = uid.to_string();
         user
     }

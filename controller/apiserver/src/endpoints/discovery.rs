@@ -74,8 +74,11 @@ fn group_document(group: &str, versions: &[String], typed: bool) -> Value {
 }
 
 fn group_list() -> Value {
-    let all: Vec<Value> =
-        groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, versions)| group_document(g, versions, false)).collect();
+    let all: Vec<Value> = groups()
+        .iter()
+        .filter(|(g, _)| !g.is_empty())
+        .map(|(g, versions)| group_document(g, versions, false))
+        .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
 }
 
@@ -158,7 +161,9 @@ fn aggregated(asked: &Asked<'_>, core: bool, beta: bool) -> Response {
             *empty.status_mut() = http::StatusCode::NOT_MODIFIED;
             empty
         }
-        false => respond::document(200, text, crate::http::media::Wanted { format: Format::Json, ..Default::default() }),
+        false => {
+            respond::document(200, text, crate::http::media::Wanted { format: Format::Json, ..Default::default() })
+        }
     };
     let media = if beta {
         "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"

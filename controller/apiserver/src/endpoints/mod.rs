@@ -3,6 +3,7 @@
 mod discovery;
 mod health;
 mod openapi;
+mod paths;
 
 use crate::http::media::{self, Offers, Wanted};
 use crate::http::request::Query;
@@ -18,7 +19,6 @@ use std::collections::BTreeSet;
 
 /// What is asked of a path.
 pub struct Asked<'a> {
-    pub method: &'a str,
     pub path: &'a str,
     pub query: &'a Query,
     pub headers: &'a HeaderMap,
@@ -32,7 +32,8 @@ impl Asked<'_> {
     }
 
     fn wanted(&self, offers: Offers) -> Result<Wanted, Status> {
-        let mut wanted = media::negotiate(self.accept(), offers).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
+        let mut wanted =
+            media::negotiate(self.accept(), offers).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
         wanted.pretty |= self.query.flag("pretty");
         Ok(wanted)
     }
@@ -119,11 +120,21 @@ fn advertised<'a>(state: &'a State, asked: &'a Asked<'_>) -> &'a str {
 
 /// Every path there is.
 fn paths() -> Vec<String> {
-    let mut all: BTreeSet<String> =
-        [".well-known/openid-configuration", "api", "apis", "apis/", "metrics", "openapi/v2", "openapi/v3", "openapi/v3/", "openid/v1/jwks", "version"]
-            .iter()
-            .map(|p| format!("/{p}"))
-            .collect();
+    let mut all: BTreeSet<String> = [
+        ".well-known/openid-configuration",
+        "api",
+        "apis",
+        "apis/",
+        "metrics",
+        "openapi/v2",
+        "openapi/v3",
+        "openapi/v3/",
+        "openid/v1/jwks",
+        "version",
+    ]
+    .iter()
+    .map(|p| format!("/{p}"))
+    .collect();
     for kind in kinds::builtin() {
         if kind.group.is_empty() {
             all.insert(format!("/api/{}", kind.version));

@@ -30,7 +30,9 @@ static DOCUMENTS: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
     }
     let made = kinds_of.into_iter().map(|(path, kinds)| {
         let version = kinds.first().map(|k| k.api_version()).unwrap_or_default();
-        let text = openapi_v3(&version, &kinds).to_string().into_bytes();
+        let mut document = openapi_v3(&version, &kinds);
+        document["paths"] = super::paths::of(&kinds);
+        let text = document.to_string().into_bytes();
         let hash = hex(&Sha512::digest(&text)).to_ascii_uppercase();
         (path, Document { text, hash })
     });

@@ -53,7 +53,8 @@ fn ranges(accept: &str) -> Vec<Range<'_>> {
         .map(|item| {
             let mut parts = item.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default();
-            let parameters: Vec<_> = parts.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
+            let parameters: Vec<_> =
+                parts.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
             let quality = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse::<f32>().ok());
             Range { media, parameters, quality: (quality.unwrap_or(1.0) * 1000.0) as u32 }
         })
@@ -89,8 +90,12 @@ fn acceptable(range: &Range<'_>, offers: Offers) -> Option<Wanted> {
             ("PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1", Offers::Objects) => {
                 Shape::Partial { list: true, beta: version == "v1beta1" }
             }
-            ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2", Offers::Discovery) => Shape::Discovery { beta: false },
-            ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2beta1", Offers::Discovery) => Shape::Discovery { beta: true },
+            ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2", Offers::Discovery) => {
+                Shape::Discovery { beta: false }
+            }
+            ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2beta1", Offers::Discovery) => {
+                Shape::Discovery { beta: true }
+            }
             _ => return None,
         },
     };
@@ -114,8 +119,16 @@ mod tests {
         use Format::*;
         check("", Offers::Objects, Some((Json, Shape::Plain)));
         check("*/*", Offers::Objects, Some((Json, Shape::Plain)));
-        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Offers::Objects, Some((Json, Shape::Table { beta: false })));
-        check("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", Offers::Objects, Some((Json, Shape::Plain)));
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+            Offers::Objects,
+            Some((Json, Shape::Table { beta: false })),
+        );
+        check(
+            "application/json;as=Table;v=v9;g=meta.k8s.io,application/json",
+            Offers::Objects,
+            Some((Json, Shape::Plain)),
+        );
         check("application/json;as=Table;v=v9;g=meta.k8s.io", Offers::Objects, None);
         check("application/vnd.kubernetes.protobuf,application/json", Offers::Objects, Some((Json, Shape::Plain)));
         check("application/vnd.kubernetes.protobuf", Offers::Objects, None);

@@ -129,7 +129,9 @@ impl RequestInfo {
                 info.namespace = ns.to_string();
                 match rest {
                     // `status` and `finalize` are parts of the namespace itself, not resources in it.
-                    [] | ["status" | "finalize", ..] => ["namespaces", ns].iter().chain(rest).copied().collect::<Vec<_>>(),
+                    [] | ["status" | "finalize", ..] => {
+                        ["namespaces", ns].iter().chain(rest).copied().collect::<Vec<_>>()
+                    }
                     rest => rest.to_vec(),
                 }
             }
@@ -188,7 +190,10 @@ mod tests {
             let (method, url) = request.split_once(' ').unwrap();
             let (path, query) = url.split_once('?').unwrap_or((url, ""));
             let i = RequestInfo::parse(method, path, &Query::parse(query));
-            let found = format!("{} {}|{}|{}|{}|{}|{}|{}", i.verb, i.group, i.version, i.namespace, i.resource, i.name, i.subresource, i.rest);
+            let found = format!(
+                "{} {}|{}|{}|{}|{}|{}|{}",
+                i.verb, i.group, i.version, i.namespace, i.resource, i.name, i.subresource, i.rest
+            );
             assert_eq!(found, expect, "{request}");
         };
         check("GET /api/v1/pods", "list |v1||pods|||");

@@ -77,7 +77,11 @@ fn not_a_list(kind: &Kind, is_list: bool) -> Status {
         false => ("PartialObjectMetadataList", "not a list", kind.kind.clone()),
     };
     let package = if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap_or_default() };
-    Status::failure(406, "NotAcceptable", format!("you requested {wanted}, but the requested object is {found} (*{package}.{name})"))
+    Status::failure(
+        406,
+        "NotAcceptable",
+        format!("you requested {wanted}, but the requested object is {found} (*{package}.{name})"),
+    )
 }
 
 /// A body in the wanted format. `json` is JSON text.
@@ -154,7 +158,8 @@ fn list_metadata(list: &List) -> Value {
 fn plain_list(list: &List) -> Vec<u8> {
     let size: usize = list.items.iter().map(|i| i.bytes.len() + 48).sum();
     let mut out = Vec::with_capacity(size + 256);
-    let head = json!({"kind": list.kind.list_kind, "apiVersion": list.kind.api_version(), "metadata": list_metadata(list)});
+    let head =
+        json!({"kind": list.kind.list_kind, "apiVersion": list.kind.api_version(), "metadata": list_metadata(list)});
     out.extend_from_slice(&to_bytes(&head));
     out.pop();
     out.extend_from_slice(b",\"items\":[");
@@ -227,14 +232,15 @@ fn table_of(kind: &Kind, rows: Vec<Value>, metadata: Value, beta: bool, columns:
 }
 
 fn scale_table(scale: &Value, beta: bool, include: Include) -> Value {
-    let column = |name: &str, kind: &str, description: &str| {
-        json!({"name": name, "type": kind, "format": "", "description": description, "priority": 0})
-    };
+    let column = |name: &str, kind: &str, description: &str| json!({"name": name, "type": kind, "format": "", "description": description, "priority": 0});
     let metadata = scale.get("metadata").cloned().unwrap_or_default();
     let created = meta::creation_timestamp(scale);
-    let age = created.map_or("<unknown>".into(), |at| table::human_duration(Timestamp::now().as_second() - at.as_second()));
+    let age =
+        created.map_or("<unknown>".into(), |at| table::human_duration(Timestamp::now().as_second() - at.as_second()));
     let part = match include {
-        Include::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": meta_version(beta), "metadata": metadata}),
+        Include::Metadata => {
+            json!({"kind": "PartialObjectMetadata", "apiVersion": meta_version(beta), "metadata": metadata})
+        }
         Include::Object => scale.clone(),
         Include::None => Value::Null,
     };

@@ -87,7 +87,13 @@ fn is_printable(text: &str) -> bool {
 
 /// A text of several lines as a block scalar.
 fn literal(text: &str, indent: usize, out: &mut String) {
-    let chomp = if text.ends_with("\n\n") { "+" } else if text.ends_with('\n') { "" } else { "-" };
+    let chomp = if text.ends_with("\n\n") {
+        "+"
+    } else if text.ends_with('\n') {
+        ""
+    } else {
+        "-"
+    };
     let _ = write!(out, "|{chomp}");
     let pad = " ".repeat(indent.max(2));
     for line in text.strip_suffix('\n').unwrap_or(text).split('\n') {
@@ -103,12 +109,55 @@ fn literal(text: &str, indent: usize, out: &mut String) {
 fn needs_quotes(text: &str) -> bool {
     let Some(first) = text.chars().next() else { return true };
     let lower = text.to_ascii_lowercase();
-    let word = matches!(lower.as_str(), "null" | "~" | "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n" | "." | ".." | ".nan" | ".inf" | "-.inf" | "=" | "<<");
+    let word = matches!(
+        lower.as_str(),
+        "null"
+            | "~"
+            | "true"
+            | "false"
+            | "yes"
+            | "no"
+            | "on"
+            | "off"
+            | "y"
+            | "n"
+            | "."
+            | ".."
+            | ".nan"
+            | ".inf"
+            | "-.inf"
+            | "="
+            | "<<"
+    );
     let number = text.trim_start_matches(['+', '-']).starts_with(|c: char| c.is_ascii_digit() || c == '.')
-        && text.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, '.' | '+' | '-' | '_' | ':' | 'x' | 'o' | 'T' | 'Z'));
+        && text
+            .chars()
+            .all(|c| c.is_ascii_hexdigit() || matches!(c, '.' | '+' | '-' | '_' | ':' | 'x' | 'o' | 'T' | 'Z'));
     word || number
-        || matches!(first, '!' | '&' | '*' | '-' | '?' | ':' | '[' | ']' | '{' | '}' | ',' | '#' | '|' | '>' | '@' | '`' | '"' | '\'' | '%' | ' ')
-            && !(matches!(first, '-' | ':' | '?') && text.chars().nth(1).is_some_and(|c| !c.is_whitespace()) && !text.starts_with("---"))
+        || matches!(
+            first,
+            '!' | '&'
+                | '*'
+                | '-'
+                | '?'
+                | ':'
+                | '['
+                | ']'
+                | '{'
+                | '}'
+                | ','
+                | '#'
+                | '|'
+                | '>'
+                | '@'
+                | '`'
+                | '"'
+                | '\''
+                | '%'
+                | ' '
+        ) && !(matches!(first, '-' | ':' | '?')
+            && text.chars().nth(1).is_some_and(|c| !c.is_whitespace())
+            && !text.starts_with("---"))
         || text.ends_with([' ', ':'])
         || text.contains(": ")
         || text.contains(" #")
@@ -129,9 +178,17 @@ mod tests {
             let back: Value = serde_yaml::from_str(&out).unwrap();
             assert_eq!(back, value);
         };
-        check(json!({"kind": "L", "apiVersion": "v1", "items": [], "metadata": {"resourceVersion": "7"}}),
-            "apiVersion: v1\nitems: []\nkind: L\nmetadata:\n  resourceVersion: \"7\"\n");
-        check(json!({"a": [{"b": 1, "c": [2, 3]}, "x"], "d": {}, "e": null}), "a:\n- b: 1\n  c:\n  - 2\n  - 3\n- x\nd: {}\ne: null\n");
-        check(json!({"t": "one\ntwo\n", "y": "yes", "n": "1.5"}), "\"n\": \"1.5\"\nt: |\n  one\n  two\n\"y\": \"yes\"\n");
+        check(
+            json!({"kind": "L", "apiVersion": "v1", "items": [], "metadata": {"resourceVersion": "7"}}),
+            "apiVersion: v1\nitems: []\nkind: L\nmetadata:\n  resourceVersion: \"7\"\n",
+        );
+        check(
+            json!({"a": [{"b": 1, "c": [2, 3]}, "x"], "d": {}, "e": null}),
+            "a:\n- b: 1\n  c:\n  - 2\n  - 3\n- x\nd: {}\ne: null\n",
+        );
+        check(
+            json!({"t": "one\ntwo\n", "y": "yes", "n": "1.5"}),
+            "\"n\": \"1.5\"\nt: |\n  one\n  two\n\"y\": \"yes\"\n",
+        );
     }
 }

@@ -70,7 +70,8 @@ mod tests {
         let late = ContinueToken { revision: None, start: "a\0".into() };
         assert_eq!(ContinueToken::decode(&late.encode()), Ok(late));
         let problem = ContinueToken::decode("abc").unwrap_err();
-        let expect = "invalid continue token: continue key is not valid: invalid character 'i' looking for beginning of value";
+        let expect =
+            "invalid continue token: continue key is not valid: invalid character 'i' looking for beginning of value";
         assert_eq!(problem, expect);
         assert!(ContinueToken::decode("%%%").is_err());
     }

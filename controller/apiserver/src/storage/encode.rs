@@ -126,7 +126,8 @@ mod tests {
         let plain = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"},"data":{"k":"v"}}"#;
         assert_eq!(bytes, plain.as_bytes());
         let stored = Stored { bytes, revision: 17 };
-        let expect = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"17","name":"a"},"data":{"k":"v"}}"#;
+        let expect =
+            r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"17","name":"a"},"data":{"k":"v"}}"#;
         assert_eq!(String::from_utf8(stored.to_json()).unwrap(), expect);
         let mut item = Vec::new();
         stored.write_to(&mut item, false);

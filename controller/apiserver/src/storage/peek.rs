@@ -84,7 +84,8 @@ mod tests {
     #[test]
     fn finds_what_is_there() {
         let check = |path: &[&str], expect: Option<&str>| {
-            let json = br#"{"a":[1,{"b":2}],"metadata":{"labels":{"x":"y"},"n":null},"spec":{"nodeName":"n1"},"t":"u"}"#;
+            let json =
+                br#"{"a":[1,{"b":2}],"metadata":{"labels":{"x":"y"},"n":null},"spec":{"nodeName":"n1"},"t":"u"}"#;
             assert_eq!(peek(json, path).map(|v| v.to_string()).as_deref(), expect, "{path:?}");
         };
         check(&["metadata", "labels"], Some(r#"{"x":"y"}"#));

@@ -31,7 +31,8 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     let mut problems = Vec::new();
     let target_kind = meta::str_at(&binding, &["target", "kind"]);
     if !matches!(target_kind, "" | "Node") {
-        problems.push(format!("target.kind: Unsupported value: {target_kind:?}: supported values: \"Node\", \"<empty>\""));
+        problems
+            .push(format!("target.kind: Unsupported value: {target_kind:?}: supported values: \"Node\", \"<empty>\""));
     }
     if target.is_empty() {
         problems.push("target.name: Required value".to_string());
@@ -43,7 +44,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     let key = keys::object(&pods, call.namespace(), &name);
     for _ in 0..ATTEMPTS_MAX {
         let Some(current) = state.read_key(&key, Fresh::Linearizable).await? else {
-            return Err(Status::not_found("", "pods/binding", &name));
+            return Err(Status::not_found("", "pods", &name));
         };
         let old = current.decode();
         let new = bound(call, &pods, &old, &binding, &target)?;
@@ -93,6 +94,9 @@ fn bound(call: &Call, pods: &Kind, old: &Value, binding: &Value, target: &str) -
     }
     let mut new = old.clone();
     new["spec"]["nodeName"] = json!(target);
+    for (key, value) in meta::labels(binding).into_iter().flatten() {
+        meta::set_label(&mut new, key, value.as_str().unwrap_or_default());
+    }
     for (key, value) in meta::annotations(binding).into_iter().flatten() {
         meta::set_annotation(&mut new, key, value.as_str().unwrap_or_default());
     }

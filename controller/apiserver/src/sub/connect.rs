@@ -45,7 +45,8 @@ pub fn choose_container(call: &Call, pod: &Value) -> Result<String, Status> {
         ([only], []) => Ok(only.clone()),
         ([], _) => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
         (many, inits) => {
-            let mut text = format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
+            let mut text =
+                format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
             if !inits.is_empty() {
                 text.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
             }

@@ -46,14 +46,16 @@ async fn check_budgets(state: &State, call: &Call, pod: &Value) -> Result<(), St
     let prefix = format!("{}{}/", crate::storage::keys::prefix_of("policy", "poddisruptionbudgets"), call.namespace());
     for kv in state.scan(&prefix).await?.kvs {
         let budget: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
-        let selector = LabelSelector::from_json(budget.get("spec").and_then(|s| s.get("selector")).unwrap_or(&Value::Null))
-            .map_err(|e| Status::bad_request(e.to_string()))?;
+        let selector =
+            LabelSelector::from_json(budget.get("spec").and_then(|s| s.get("selector")).unwrap_or(&Value::Null))
+                .map_err(|e| Status::bad_request(e.to_string()))?;
         let labels = meta::labels(pod).cloned().unwrap_or_default();
         if !selector.matches(Some(&labels)) {
             continue;
         }
         if meta::i64_at(&budget, &["status", "disruptionsAllowed"]).unwrap_or(0) <= 0 {
-            let mut status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
+            let mut status =
+                Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
             if let Some(details) = &mut status.details {
                 let healthy = meta::i64_at(&budget, &["status", "currentHealthy"]).unwrap_or(0);
                 let desired = meta::i64_at(&budget, &["status", "desiredHealthy"]).unwrap_or(0);

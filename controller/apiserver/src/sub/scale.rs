@@ -61,12 +61,8 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
         let found = state.must_read(&call.kind, call.namespace(), call.name(), Fresh::Linearizable).await?;
         return Ok(Answer::Value { code: 200, value: scale_of(&found.decode()) });
     }
-    let scale_kind = kinds::Kind {
-        group: "autoscaling".into(),
-        version: "v1".into(),
-        kind: "Scale".into(),
-        ..Default::default()
-    };
+    let scale_kind =
+        kinds::Kind { group: "autoscaling".into(), version: "v1".into(), kind: "Scale".into(), ..Default::default() };
     let patch = match call.info.verb.as_str() {
         "patch" => Some(Document::read(call)?),
         _ => None,
@@ -109,7 +105,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
 fn patched(document: &Document, scale: &Value) -> Result<Value, Status> {
     match document {
         // A Scale has no lists: the strategic patch is the merge patch.
-        Document::Strategic(value, _) => skiff_api::patch::merge_patch(scale, value),
+        Document::Strategic(value) => skiff_api::patch::merge_patch(scale, value),
         Document::Apply(applied) => skiff_api::patch::merge_patch(scale, applied),
         other => other.patched(&kinds::Kind::default(), scale),
     }

@@ -42,10 +42,18 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     let seconds = meta::i64_at(&sent, &["spec", "expirationSeconds"]).unwrap_or(DEFAULT_SECONDS);
     let mut errors = Vec::new();
     if seconds < MIN_SECONDS {
-        errors.push(FieldError::invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes"));
+        errors.push(FieldError::invalid(
+            "spec.expirationSeconds",
+            seconds,
+            "may not specify a duration less than 10 minutes",
+        ));
     }
     if seconds > MAX_SECONDS {
-        errors.push(FieldError::invalid("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds"));
+        errors.push(FieldError::invalid(
+            "spec.expirationSeconds",
+            seconds,
+            "may not specify a duration larger than 2^32 seconds",
+        ));
     }
     if !errors.is_empty() {
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", given_name, &errors));
@@ -78,7 +86,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     let value = json!({
         "kind": "TokenRequest",
         "apiVersion": "authentication.k8s.io/v1",
-        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": meta::format_time(now)},
+        "metadata": {"name": name, "namespace": namespace, "uid": account_uid, "creationTimestamp": meta::format_time(now)},
         "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": bound},
         "status": {"token": token, "expirationTimestamp": meta::format_time(now + SignedDuration::from_secs(seconds))},
     });
@@ -86,7 +94,13 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
 }
 
 /// Ties the token to a pod, secret or node: it ends with it.
-async fn bind(state: &State, namespace: &str, account: &str, reference: &Value, private: &mut Value) -> Result<(), Status> {
+async fn bind(
+    state: &State,
+    namespace: &str,
+    account: &str,
+    reference: &Value,
+    private: &mut Value,
+) -> Result<(), Status> {
     let (kind, version) = (meta::str_at(reference, &["kind"]), meta::str_at(reference, &["apiVersion"]));
     let (name, uid) = (meta::str_at(reference, &["name"]), meta::str_at(reference, &["uid"]));
     let (resource, scope, claim) = match (kind, version) {
@@ -94,7 +108,7 @@ async fn bind(state: &State, namespace: &str, account: &str, reference: &Value, 
         ("Secret", "v1") => ("secrets", namespace, "secret"),
         ("Node", "v1") => ("nodes", "", "node"),
         _ => {
-            return Err(Status::bad_request(format!("cannot bind token for serviceaccount {account:?} to object of type {version}, Kind={kind}")));
+            return Err(Status::bad_request(format!("cannot bind token to object of type {version}, Kind={kind}")));
         }
     };
     let found = state.read_key(&keys::object_of("", resource, scope, name), Fresh::Linearizable).await?;
@@ -107,8 +121,10 @@ async fn bind(state: &State, namespace: &str, account: &str, reference: &Value, 
     }
     let actual = meta::uid(&object);
     if !uid.is_empty() && uid != actual {
-        let detail = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
-        return Err(Status::conflict("", resource, name, &detail));
+        let detail = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
+        return Err(Status::conflict("", kind, name, &detail));
     }
     private[claim] = json!({"name": name, "uid": actual});
     if claim == "pod" {

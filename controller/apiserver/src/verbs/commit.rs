@@ -32,7 +32,8 @@ pub struct Write {
 
 pub async fn commit(state: &State, write: Write) -> Result<Committed, Status> {
     let mut compare = vec![Compare::mod_revision(write.key.clone().into_bytes(), write.expected)];
-    compare.extend(write.guards.iter().map(|(key, revision)| Compare::mod_revision(key.clone().into_bytes(), *revision)));
+    compare
+        .extend(write.guards.iter().map(|(key, revision)| Compare::mod_revision(key.clone().into_bytes(), *revision)));
     let mut success = Vec::with_capacity(1 + write.claims.take.len() + write.claims.release.len());
     match &write.value {
         Some(value) => success.push(Op::put(write.key.clone().into_bytes(), value.clone())),

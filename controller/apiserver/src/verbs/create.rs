@@ -36,7 +36,9 @@ pub fn check_namespace(call: &Call, object: &mut Value) -> Result<(), Status> {
         return Err(Status::bad_request("an empty namespace may not be set during creation"));
     }
     if !given.is_empty() && given != wanted {
-        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     match wanted {
         "" => meta::unset(object, "namespace"),

@@ -117,7 +117,13 @@ fn returns_object(kind: &Kind) -> bool {
     kind.group.is_empty()
         && matches!(
             kind.kind.as_str(),
-            "Pod" | "PodTemplate" | "Service" | "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim" | "ResourceQuota"
+            "Pod"
+                | "PodTemplate"
+                | "Service"
+                | "ServiceAccount"
+                | "PersistentVolume"
+                | "PersistentVolumeClaim"
+                | "ResourceQuota"
         )
 }
 
@@ -153,7 +159,7 @@ fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp) ->
         Some((at, old)) => at - SignedDuration::from_secs(old) + SignedDuration::from_secs(grace),
         None => now + SignedDuration::from_secs(grace),
     };
-    if grace == 0 && finalizers.is_empty() {
+    if grace == 0 && finalizers.is_empty() && (marked || !kind.is("", "Pod")) {
         return Step::Remove;
     }
     if marked && old_grace.unwrap_or(0) == grace {
@@ -220,7 +226,7 @@ pub async fn delete_one(state: &State, call: &mut Call, name: &str, options: &De
         } else {
             match commit(state, write).await? {
                 Committed::Done(stored) if !removed => Committed::Done(stored),
-                Committed::Done(_) => Committed::Done(Stored { bytes, revision: current.revision }),
+                Committed::Done(gone) => Committed::Done(Stored { bytes, revision: gone.revision }),
                 Committed::Raced => Committed::Raced,
             }
         };
@@ -229,6 +235,8 @@ pub async fn delete_one(state: &State, call: &mut Call, name: &str, options: &De
                 let status = Status::deleted(&kind.group, &kind.plural, name, meta::uid(&object));
                 return Ok(Answer::success(status));
             }
+            // A pod that ends at once is marked first, so that watchers see it go; now it goes.
+            Committed::Done(stored) if !removed && is_finished(&kind, &stored.decode()) && !options.dry_run => {}
             Committed::Done(stored) => return Ok(Answer::ok(&kind, stored)),
             Committed::Raced => {}
         }

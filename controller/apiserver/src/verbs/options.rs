@@ -10,7 +10,8 @@ pub fn check(call: &Call, options: &str) -> Result<(), Status> {
     let mut errors = Vec::new();
     let manager = call.query.text("fieldManager");
     if options == "PatchOptions" {
-        let applying = matches!(&call.body, crate::call::Body::Raw { media, .. } if media == "application/apply-patch+yaml");
+        let applying =
+            matches!(&call.body, crate::call::Body::Raw { media, .. } if media == "application/apply-patch+yaml");
         if applying && manager.is_empty() {
             errors.push(FieldError::required("fieldManager", "is required for apply patch"));
         }

@@ -24,8 +24,8 @@ const ACCEPTED: &[&str] = &[JSON, MERGE, STRATEGIC, APPLY];
 /// A patch that has been read.
 pub enum Document {
     Json(Bytes),
-    Merge(Value, Bytes),
-    Strategic(Value, Bytes),
+    Merge(Value),
+    Strategic(Value),
     Apply(Value),
 }
 
@@ -41,7 +41,10 @@ impl Document {
             match value {
                 Value::Null => Err(Status::bad_request("Invalid JSON Patch")),
                 Value::Object(_) => Ok(value),
-                other => Err(decoded(format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", json_type(&other)))),
+                other => Err(decoded(format!(
+                    "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                    json_type(&other)
+                ))),
             }
         };
         match media.as_str() {
@@ -49,12 +52,14 @@ impl Document {
                 let value = decode::json(bytes).map_err(decoded)?.value;
                 if !value.is_array() {
                     let found = json_type(&value);
-                    return Err(decoded(format!("json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp")));
+                    return Err(decoded(format!(
+                        "json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp"
+                    )));
                 }
                 Ok(Document::Json(bytes.clone()))
             }
-            MERGE => Ok(Document::Merge(map(bytes)?, bytes.clone())),
-            STRATEGIC => Ok(Document::Strategic(map(bytes)?, bytes.clone())),
+            MERGE => Ok(Document::Merge(map(bytes)?)),
+            STRATEGIC => Ok(Document::Strategic(map(bytes)?)),
             APPLY => {
                 let document = decode::yaml(bytes).map_err(|problem| {
                     Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {problem}"))
@@ -72,8 +77,8 @@ impl Document {
     pub fn patched(&self, kind: &Kind, doc: &Value) -> Result<Value, Status> {
         match self {
             Document::Json(bytes) => patch::json_patch(doc, bytes),
-            Document::Merge(value, _) => patch::merge_patch(doc, value),
-            Document::Strategic(value, _) => match Schema::for_kind(kind) {
+            Document::Merge(value) => patch::merge_patch(doc, value),
+            Document::Strategic(value) => match Schema::for_kind(kind) {
                 Some(schema) => patch::strategic(schema, doc, value),
                 None => Err(Status::unsupported_media_type(&[JSON, MERGE, APPLY])),
             },
@@ -111,7 +116,7 @@ pub async fn patch(state: &State, call: &mut Call) -> Result<Answer, Status> {
 /// Checks and completes what a patch made, as if it had been sent whole.
 fn take_patched(call: &mut Call, kind: &Kind, mut patched: Value, document: &Document) -> Result<Value, Status> {
     let text = |patched: &Value| match document {
-        Document::Strategic(value, _) => go_map(value),
+        Document::Strategic(value) => go_map(value),
         _ => patched.to_string(),
     };
     let refuse = |patched: &Value, why: String| {
@@ -177,7 +182,10 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
             return Err(call.conflict(call.name(), Status::MODIFIED));
         }
         if !meta::uid(&applied).is_empty() {
-            let detail = format!("uid mismatch: the provided object specified uid {}, and no existing object was found", meta::uid(&applied));
+            let detail = format!(
+                "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                meta::uid(&applied)
+            );
             return Err(call.conflict(call.name(), &detail));
         }
         let mut object = apply::apply(&kind, schema, None, &applied, &manager, force, &subresource, Timestamp::now())?;
@@ -186,7 +194,9 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
     }
     change(state, call, |call, old| {
         let kind = call.kind.clone();
-        if !meta::resource_version(&applied).is_empty() && meta::resource_version(&applied) != meta::resource_version(old) {
+        if !meta::resource_version(&applied).is_empty()
+            && meta::resource_version(&applied) != meta::resource_version(old)
+        {
             return Err(call.conflict(call.name(), Status::MODIFIED));
         }
         let now = Timestamp::now();
@@ -210,10 +220,7 @@ fn check_applied(call: &Call, applied: &mut Value) -> Result<(), Status> {
     }
     if meta::kind(applied) != kind.kind || meta::api_version(applied) != kind.api_version() {
         let (group, version) = skiff_api::kinds::split_api_version(meta::api_version(applied));
-        return Err(Status::generic(format!(
-            "invalid object type: {group}/{version}, Kind={}",
-            meta::kind(applied)
-        )));
+        return Err(Status::generic(format!("invalid object type: {group}/{version}, Kind={}", meta::kind(applied))));
     }
     if !meta::list_at(applied, &["metadata", "managedFields"]).is_empty() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));

@@ -20,7 +20,11 @@ pub fn parse_version(text: &str) -> Result<Option<Revision>, Status> {
     match text {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {
-            let error = FieldError::invalid("resourceVersion", text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+            let error = FieldError::invalid(
+                "resourceVersion",
+                text,
+                format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
+            );
             Status::bad_request(format!("invalid resource version {text:?}: {error}"))
         }),
     }
@@ -67,18 +71,27 @@ pub fn check_options(call: &Call, watch: bool) -> Result<(), Status> {
     if watch {
         if initial.is_some() {
             if matching != "NotOlderThan" {
-                errors.push(FieldError::forbidden(at, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+                errors.push(FieldError::forbidden(
+                    at,
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ));
             }
             if !matching.is_empty() && matching != "NotOlderThan" {
                 errors.push(FieldError::not_supported(at, matching, &["NotOlderThan"]));
             }
         } else if !matching.is_empty() {
-            errors.push(FieldError::forbidden(at, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+            errors.push(FieldError::forbidden(
+                at,
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
         }
     } else {
         if !matching.is_empty() {
             if version.is_empty() {
-                errors.push(FieldError::forbidden(at, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+                errors.push(FieldError::forbidden(
+                    at,
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                ));
             }
             if query.has("continue") {
                 errors.push(FieldError::forbidden(at, "resourceVersionMatch is forbidden when continue is provided"));
@@ -103,7 +116,11 @@ pub fn check_options(call: &Call, watch: bool) -> Result<(), Status> {
 
 pub async fn list(state: &State, call: &Call) -> Result<Answer, Status> {
     check_options(call, false)?;
-    let limit = call.query.integer("limit")?.and_then(|l| usize::try_from(l).ok()).unwrap_or(0);
+    let mut limit = call.query.integer("limit")?.and_then(|l| usize::try_from(l).ok()).unwrap_or(0);
+    if call.query.text("resourceVersion") == "0" {
+        // "Any version" comes in one piece, as from the reference server's cache.
+        limit = 0;
+    }
     let selection = Selection::parse(call)?;
     let version = parse_version(call.query.text("resourceVersion"))?;
     let token = match call.query.text("continue") {
@@ -187,7 +204,13 @@ async fn read_list(
                 range.start = last.into();
             }
             None => {
-                return Ok(List { kind: call.kind.clone(), items, revision: at, continue_token: String::new(), remaining: None });
+                return Ok(List {
+                    kind: call.kind.clone(),
+                    items,
+                    revision: at,
+                    continue_token: String::new(),
+                    remaining: None,
+                });
             }
         }
     }
@@ -228,7 +251,8 @@ fn too_old(token: Option<&ContinueToken>, prefix: &str, range: &KeyRange) -> Sta
          Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
          deleted between the time the first chunk was returned and now may show up in the list.",
     );
-    let start = String::from_utf8_lossy(range.start.strip_prefix(prefix.as_bytes()).unwrap_or(&range.start)).into_owned();
+    let start =
+        String::from_utf8_lossy(range.start.strip_prefix(prefix.as_bytes()).unwrap_or(&range.start)).into_owned();
     status.metadata.insert("continue".into(), json!(ContinueToken { revision: None, start }.encode()));
     status
 }

@@ -45,7 +45,10 @@ fn created_by_update(kind: &Kind) -> bool {
 fn needs_version(kind: &Kind) -> bool {
     matches!(
         (kind.group.as_str(), kind.kind.as_str()),
-        ("coordination.k8s.io", "Lease") | ("policy", "PodDisruptionBudget") | ("apiextensions.k8s.io", _) | ("node.k8s.io", _)
+        ("coordination.k8s.io", "Lease")
+            | ("policy", "PodDisruptionBudget")
+            | ("apiextensions.k8s.io", _)
+            | ("node.k8s.io", _)
     )
 }
 
@@ -81,7 +84,9 @@ pub fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
         )));
     }
     if given != wanted {
-        return Err(Status::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({wanted})")));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({wanted})"
+        )));
     }
     Ok(())
 }
@@ -133,12 +138,14 @@ async fn attempt_change(
     let given_version = meta::resource_version(&new).to_string();
     let given_uid = meta::uid(&new).to_string();
     if !given_uid.is_empty() && given_uid != meta::uid(old) {
-        let detail = format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}", meta::uid(old));
+        let detail =
+            format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}", meta::uid(old));
         return Err(call.conflict(&name, &detail));
     }
     if !matches!(given_version.as_str(), "" | "0") && given_version != current.revision.to_string() {
         if given_version.parse::<u64>().is_err() {
-            let error = FieldError::invalid("metadata.resourceVersion", given_version.clone(), "must be an unsigned integer");
+            let error =
+                FieldError::invalid("metadata.resourceVersion", given_version.clone(), "must be an unsigned integer");
             return Err(Status::invalid(&kind.group, &kind.kind, &name, &[error]));
         }
         return Err(call.conflict(&name, Status::MODIFIED));
@@ -148,11 +155,21 @@ async fn attempt_change(
     let subresource = call.info.subresource.clone();
     if let (Some(schema), false) = (Schema::for_kind(&kind), tracked) {
         let manager = call.manager();
-        rules::track(&kind, schema, Some(old), &mut new, &manager, apply::Operation::Update, &subresource, Timestamp::now());
+        rules::track(
+            &kind,
+            schema,
+            Some(old),
+            &mut new,
+            &manager,
+            apply::Operation::Update,
+            &subresource,
+            Timestamp::now(),
+        );
     }
     let mut admission = Admission { state, call, operation: Operation::Update, old: Some(old) };
     admission.mutate(&mut new).await?;
     let errors = match subresource.as_str() {
+        "finalize" => Vec::new(),
         "status" => {
             strategy::prepare_for_status_update(&kind, &mut new, old);
             validate::status_update(&kind, &new, old)

@@ -42,9 +42,15 @@ impl Change {
 /// What a watch says.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    Change { change: Change, object: Stored },
+    Change {
+        change: Change,
+        object: Stored,
+    },
     /// Everything up to this revision has been told; `initial_end` closes the initial events.
-    Bookmark { revision: Revision, initial_end: bool },
+    Bookmark {
+        revision: Revision,
+        initial_end: bool,
+    },
     /// The watch cannot go on; it ends after this.
     Error(Status),
 }
@@ -108,8 +114,7 @@ pub async fn open(
     if options.initial {
         reach(state, options.version).await?;
         let fresh = if options.version == 0 && !options.initial_bookmark { Fresh::Linearizable } else { Fresh::Local };
-        let request =
-            RangeRequest { range: range.clone(), serializable: fresh == Fresh::Local, ..Default::default() };
+        let request = RangeRequest { range: range.clone(), serializable: fresh == Fresh::Local, ..Default::default() };
         let response = state.store.range(request).await.map_err(store_status)?;
         for kv in response.kvs.iter().filter(|kv| selection.matches(kv)) {
             ready.push_back(Notice::Change { change: Change::Added, object: Stored::of(kv) });
@@ -128,7 +133,8 @@ pub async fn open(
         }
     };
     let now = Instant::now();
-    let lifetime = options.timeout.unwrap_or_else(|| LIFETIME + Duration::from_secs(rand::random_range(0..LIFETIME.as_secs())));
+    let lifetime =
+        options.timeout.unwrap_or_else(|| LIFETIME + Duration::from_secs(rand::random_range(0..LIFETIME.as_secs())));
     Ok(WatchStream {
         kind: kind.clone(),
         selection,
@@ -145,8 +151,12 @@ pub async fn open(
 
 fn watch_status(error: &WatchError, asked: Revision) -> Status {
     match error {
-        WatchError::Compacted { oldest, .. } => Status::expired(format!("too old resource version: {asked} ({oldest})")),
-        WatchError::Lagged { .. } => Status::expired("The watch fell behind and its queue is full; list again and watch from there."),
+        WatchError::Compacted { oldest, .. } => {
+            Status::expired(format!("too old resource version: {asked} ({oldest})"))
+        }
+        WatchError::Lagged { .. } => {
+            Status::expired("The watch fell behind and its queue is full; list again and watch from there.")
+        }
         WatchError::Stopped => Status::service_unavailable("the server is stopping; watch again at another one"),
     }
 }

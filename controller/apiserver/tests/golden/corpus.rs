@@ -93,7 +93,8 @@ pub struct Expected {
 /// Every topic in `folder`, by name.
 pub fn read(folder: &Path) -> Vec<Topic> {
     let mut topics = Vec::new();
-    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("reading the corpus in {}: {e}", folder.display()));
+    let entries =
+        std::fs::read_dir(folder).unwrap_or_else(|e| panic!("reading the corpus in {}: {e}", folder.display()));
     for entry in entries {
         let path = entry.expect("an entry of the corpus folder").path();
         if path.extension().is_some_and(|e| e == "json") {

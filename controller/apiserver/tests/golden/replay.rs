@@ -64,7 +64,11 @@ pub async fn scenario(addr: SocketAddr, topic: &str, scenario: &Scenario) -> Vec
             Ok(answer) => answer,
             Err(problem) => {
                 if !step.setup {
-                    outcomes.push(Outcome { name: step.name.clone(), problem: Some(problem), managed_fields_differ: false });
+                    outcomes.push(Outcome {
+                        name: step.name.clone(),
+                        problem: Some(problem),
+                        managed_fields_differ: false,
+                    });
                 }
                 continue;
             }
@@ -84,7 +88,13 @@ pub async fn scenario(addr: SocketAddr, topic: &str, scenario: &Scenario) -> Vec
     outcomes
 }
 
-fn judge(topic: &str, step: &Step, answer: &Answer, bindings: &mut Bindings, captured: &HashMap<String, String>) -> Outcome {
+fn judge(
+    topic: &str,
+    step: &Step,
+    answer: &Answer,
+    bindings: &mut Bindings,
+    captured: &HashMap<String, String>,
+) -> Outcome {
     let rules = Rules {
         managed_fields: true,
         ignore_column_prose: std::env::var_os("SKIFF_GOLDEN_PROSE").is_none(),
@@ -165,10 +175,15 @@ fn compare(
         return Err(format!("no body expected, found: {}", body_text()));
     }
     if answer.header("content-type") != want.content_type.as_deref() {
-        return Err(format!("content type {:?} expected, {:?} found", want.content_type, answer.header("content-type")));
+        return Err(format!(
+            "content type {:?} expected, {:?} found",
+            want.content_type,
+            answer.header("content-type")
+        ));
     }
     let warnings = answer.warnings();
-    let same = warnings.len() == want.warnings.len() && want.warnings.iter().zip(&warnings).all(|(w, h)| bindings.text(w, h));
+    let same =
+        warnings.len() == want.warnings.len() && want.warnings.iter().zip(&warnings).all(|(w, h)| bindings.text(w, h));
     if !same {
         return Err(format!("warnings {:?} expected, {warnings:?} found", want.warnings));
     }
@@ -281,7 +296,8 @@ fn holds(key: &str, want: &Value, answer: &Answer, json: &Value) -> bool {
 async fn once(addr: SocketAddr, step: &Step, captured: &HashMap<String, String>) -> Result<Answer, String> {
     let user = step.user.as_deref().unwrap_or("admin");
     let path = substitute(&step.path, captured);
-    let mut request = hyper::Request::builder().method(step.method.as_str()).uri(&path).header("host", addr.to_string());
+    let mut request =
+        hyper::Request::builder().method(step.method.as_str()).uri(&path).header("host", addr.to_string());
     let token = match user {
         "admin" | "alice" | "bob" => Some(format!("golden-{user}")),
         "badtoken" => Some("no-such-token".to_string()),
@@ -313,7 +329,8 @@ async fn once(addr: SocketAddr, step: &Step, captured: &HashMap<String, String>)
         }
         None => String::new(),
     };
-    let request = request.body(Full::new(bytes::Bytes::from(body))).map_err(|e| format!("building the request: {e}"))?;
+    let request =
+        request.body(Full::new(bytes::Bytes::from(body))).map_err(|e| format!("building the request: {e}"))?;
     let stream = tokio::net::TcpStream::connect(addr).await.map_err(|e| format!("connecting: {e}"))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("handshake: {e}"))?;
@@ -330,7 +347,8 @@ async fn exchange(
 ) -> Result<Answer, String> {
     let response = sender.send_request(request).await.map_err(|e| format!("sending: {e}"))?;
     let (parts, mut body) = response.into_parts();
-    let headers = parts.headers.iter().map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
+    let headers =
+        parts.headers.iter().map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
     let mut answer = Answer { status: parts.status.as_u16(), headers: headers.collect(), ..Default::default() };
     let deadline = Instant::now() + Duration::from_secs_f64(step.watch.map_or(38.0, |w| w.seconds));
     loop {

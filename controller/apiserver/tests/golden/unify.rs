@@ -181,7 +181,11 @@ impl Bindings {
                 Ok(())
             }
             (Value::String(want), Value::String(have)) if self.text(want, have) => Ok(()),
-            (Value::String(want), Value::Number(have)) if want.starts_with('<') && self.text(want, &have.to_string()) => Ok(()),
+            (Value::String(want), Value::Number(have))
+                if want.starts_with('<') && self.text(want, &have.to_string()) =>
+            {
+                Ok(())
+            }
             (want, have) if want == have => Ok(()),
             (want, have) => Err(format!("{path}: expected {}, found {}", short(want), short(have))),
         }
@@ -242,7 +246,8 @@ impl Rules {
 }
 
 fn is_error_text(path: &str, key: &str) -> bool {
-    key == "message" && (path.is_empty() || path.starts_with("/details/causes")) || key == "reason" && path.starts_with("/details/causes")
+    key == "message" && (path.is_empty() || path.starts_with("/details/causes"))
+        || key == "reason" && path.starts_with("/details/causes")
 }
 
 fn short(value: &Value) -> String {

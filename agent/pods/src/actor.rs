@@ -1,0 +1,738 @@
+//! The task of one pod: it plans, acts, and folds what happens into what is known.
+//!
+//! It owns the pod's state alone. Everything slow runs in tasks of its own that come back with an [`Event`]; nothing in
+//! here waits for a process, an image or a network. So a pod that hangs hurts nobody, and a deletion is heard at once.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use skiff_runtime::{Phase, Pod as RuntimePod, PodState as RuntimeState};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::context::{Context, now_ms};
+use crate::desired::{Key, Report};
+use crate::kill::Killer;
+use crate::logs::last_words;
+use crate::observed::{ContainerObserved, End, Exit, Observed, Sandbox, Stage, Volumes, container_id};
+use crate::plan::{Action, PodState, is_sidecar, plan, restarts};
+use crate::probe::{self, Kind, News};
+use crate::record::Record;
+use crate::start::{StartError, Started, Starter, target};
+use crate::status::status;
+use crate::translate::{PodPaths, identity, stop_signal};
+use crate::visible::{Directory, VisibleContainer, VisiblePod};
+use crate::prepare;
+
+/// Results of a pod's tasks that wait to be read; more than a pod with many containers ever has at once.
+const EVENTS_MAX: usize = 64;
+/// Until a failed sandbox or volume is tried again.
+const RETRY_MS: u64 = 2_000;
+/// Until a container whose configuration lacks something is tried again, unless the objects change before.
+const CONFIG_RETRY_MS: u64 = 5_000;
+
+/// The level as far as one pod is concerned.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    /// Its object.
+    pub pod: Arc<Pod>,
+    /// It is not on the list any more.
+    pub removed: bool,
+    /// It is deleted, but must go on.
+    pub hold: bool,
+    /// Counts changes of the objects that it refers to.
+    pub objects: u64,
+}
+
+/// What comes back from a pod's tasks.
+enum Event {
+    Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), String>),
+    TornDown(Result<(), String>),
+    Files { first: bool, result: Result<u64, String> },
+    Started { name: String, attempt: u32, result: Result<Started, StartError> },
+    Probe { name: String, attempt: u32, news: News },
+}
+
+/// Tasks that live as long as a container's instance.
+#[derive(Default)]
+struct Live {
+    probes: Option<AbortOnDropHandle<()>>,
+    kill: Option<(AbortOnDropHandle<()>, u64)>,
+    cancel: CancellationToken,
+}
+
+/// One pod's task.
+pub struct Actor {
+    ctx: Arc<Context>,
+    directory: Directory,
+    input: watch::Receiver<Input>,
+    current: Input,
+    paths: PodPaths,
+    observed: Observed,
+    made: Option<RuntimePod>,
+    states: Option<watch::Receiver<RuntimeState>>,
+    live: BTreeMap<String, Live>,
+    reported: PodStatus,
+    saved: Option<Observed>,
+    /// When files want to be written again for their tokens.
+    renew_ms: u64,
+    refreshing: bool,
+    /// The pod was over before this agent ever saw it: its status is not ours to write.
+    quiet: bool,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
+}
+
+impl Actor {
+    /// A pod that is new here.
+    pub fn new(ctx: Arc<Context>, directory: Directory, mut input: watch::Receiver<Input>) -> Actor {
+        let current = input.borrow_and_update().clone();
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let paths = PodPaths::new(&ctx.config.root_dir, &ctx.config.log_dir, &identity(&current.pod));
+        let written = current.pod.status.clone().unwrap_or_default();
+        let over = matches!(written.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let mut observed = Observed { start_ms: now_ms(), ..Observed::default() };
+        if over {
+            let failed = written.phase.as_deref() == Some("Failed");
+            observed.end = Some(End { failed, reason: written.reason.clone().unwrap_or_default(), message: String::new() });
+        }
+        Actor {
+            ctx,
+            directory,
+            input,
+            current,
+            paths,
+            observed,
+            made: None,
+            states: None,
+            live: BTreeMap::new(),
+            reported: PodStatus::default(),
+            saved: None,
+            renew_ms: u64::MAX,
+            refreshing: false,
+            quiet: over,
+            events,
+            sender,
+        }
+    }
+
+    /// A pod that an agent before this one ran: `made` is its sandbox if that still lives.
+    pub fn adopt(ctx: Arc<Context>, directory: Directory, input: watch::Receiver<Input>, record: Record, made: Option<RuntimePod>) -> Actor {
+        let mut actor = Actor::new(ctx, directory, input);
+        actor.observed = record.observed;
+        actor.reported = record.status;
+        actor.quiet = false;
+        let alive = made.is_some();
+        if let Some(made) = made {
+            actor.set_made(made);
+        }
+        actor.resume(alive);
+        actor
+    }
+
+    /// What was under way when the agent stopped is taken up from what the runtime says.
+    fn resume(&mut self, alive: bool) {
+        match (&self.observed.sandbox, alive) {
+            (Sandbox::Ready { .. }, true) | (Sandbox::None, false) => {}
+            _ => self.observed.sandbox = Sandbox::Lost,
+        }
+        if self.observed.volumes != Volumes::Ready {
+            self.observed.volumes = Volumes::None;
+        }
+        let made = self.made.clone();
+        let mut running = Vec::new();
+        for (name, seen) in &mut self.observed.containers {
+            let state = made.as_ref().and_then(|made| made.container(&container_id(name, seen.attempt)));
+            if matches!(seen.stage, Stage::Starting) {
+                seen.stage = match state {
+                    Some(state) => Stage::Running { started_ms: state.started_ms, killing: false },
+                    None => Stage::default(),
+                };
+            }
+            if let Stage::Running { started_ms, killing } = &mut seen.stage {
+                *killing = false;
+                running.push((name.clone(), *started_ms));
+            }
+        }
+        if alive && self.observed.sandbox != Sandbox::Lost {
+            for (name, started_ms) in running {
+                self.start_probes(&name, Duration::from_millis(now_ms().saturating_sub(started_ms)));
+            }
+            // Idempotent: addresses and tokens as they should be.
+            self.rewire();
+            self.refresh(false);
+        }
+    }
+
+    /// Runs until the pod is gone or the agent ends.
+    pub async fn run(mut self) {
+        loop {
+            self.observe().await;
+            let now = now_ms();
+            let input = self.current.clone();
+            let plan = plan(PodState { pod: &input.pod, removed: input.removed, hold: input.hold }, &self.observed, now);
+            let mut again = false;
+            for action in plan.actions {
+                again |= self.act(action, now).await;
+            }
+            if again {
+                continue;
+            }
+            self.publish(now).await;
+            if self.observed.cleaned {
+                return;
+            }
+            let wake_ms = plan.wake_ms.unwrap_or(u64::MAX).min(self.renew_ms);
+            tokio::select! {
+                changed = self.input.changed() => match changed {
+                    Ok(()) => self.take_input(),
+                    // The agent ends; the pod goes on without it.
+                    Err(_) => return,
+                },
+                Some(event) = self.events.recv() => self.handle(event).await,
+                () = changed(&mut self.states) => {}
+                () = sleep_until(wake_ms), if wake_ms < u64::MAX => {
+                    if self.renew_ms <= now_ms() {
+                        self.refresh(false);
+                    }
+                }
+            }
+            while let Ok(event) = self.events.try_recv() {
+                self.handle(event).await;
+            }
+        }
+    }
+
+    fn take_input(&mut self) {
+        let next = self.input.borrow_and_update().clone();
+        let objects_changed = next.objects != self.current.objects;
+        let labels_changed = next.pod.metadata.labels != self.current.pod.metadata.labels
+            || next.pod.metadata.annotations != self.current.pod.metadata.annotations;
+        self.current = next;
+        if objects_changed {
+            // What was missing may be there now.
+            for seen in self.observed.containers.values_mut() {
+                if let Stage::Waiting { reason, retry_ms, .. } = &mut seen.stage
+                    && reason == "CreateContainerConfigError"
+                {
+                    *retry_ms = 0;
+                }
+            }
+            if let Volumes::Failed { retry_ms, .. } = &mut self.observed.volumes {
+                *retry_ms = 0;
+            }
+        }
+        if (objects_changed || labels_changed) && prepare::follows_objects(&self.current.pod) {
+            self.refresh(false);
+        }
+    }
+
+    fn pod(&self) -> &Arc<Pod> {
+        &self.current.pod
+    }
+
+    fn key(&self) -> Key {
+        let id = identity(self.pod());
+        (id.namespace, id.name)
+    }
+
+    fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod().spec.as_ref()?;
+        spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name).cloned()
+    }
+
+    fn seen(&mut self, name: &str) -> &mut ContainerObserved {
+        self.observed.containers.entry(name.to_owned()).or_default()
+    }
+
+    fn ip(&self) -> Option<String> {
+        self.observed.ip.clone()
+    }
+
+    fn set_made(&mut self, made: RuntimePod) {
+        self.states = Some(made.watch());
+        self.made = Some(made);
+    }
+
+    /// Folds the runtime's state into what is known: exits, and the loss of the whole sandbox.
+    async fn observe(&mut self) {
+        let Some(made) = self.made.clone() else { return };
+        let state = made.state();
+        let running: Vec<(String, u32)> = self
+            .observed
+            .containers
+            .iter()
+            .filter(|(_, seen)| matches!(seen.stage, Stage::Running { .. }))
+            .map(|(name, seen)| (name.clone(), seen.attempt))
+            .collect();
+        for (name, attempt) in running {
+            let id = container_id(&name, attempt);
+            let found = state.containers.iter().find(|container| container.id == id);
+            let exit = match found {
+                Some(ended) if ended.phase == Phase::Exited => Some(self.exit_of(&name, attempt, ended)),
+                Some(_) if !state.gone => None,
+                None if !state.gone && !state.synced => None,
+                _ => Some(Exit {
+                    id: id.clone(),
+                    code: 137,
+                    reason: "ContainerStatusUnknown".into(),
+                    message: "The container ended together with the pod's helper process".into(),
+                    started_ms: now_ms(),
+                    finished_ms: now_ms(),
+                    ..Exit::default()
+                }),
+            };
+            if let Some(exit) = exit {
+                self.ended(&name, exit).await;
+                if !state.gone {
+                    let made = made.clone();
+                    tokio::spawn(async move { made.remove_container(&id).await });
+                }
+            }
+        }
+        if state.gone && matches!(self.observed.sandbox, Sandbox::Ready { .. }) {
+            self.observed.sandbox = Sandbox::Lost;
+            self.event(None, false, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.".into()).await;
+        }
+        if state.fenced && self.observed.end.is_none() {
+            let message = "The node lost its lease on the pod, which may run elsewhere by now".into();
+            self.observed.end = Some(End { failed: true, reason: "NodeLost".into(), message });
+        }
+    }
+
+    fn exit_of(&self, name: &str, attempt: u32, ended: &skiff_runtime::ContainerState) -> Exit {
+        let reason = match (ended.oom_killed, ended.exit_code) {
+            (true, _) => "OOMKilled",
+            (false, 0) => "Completed",
+            _ => "Error",
+        };
+        let fallback = self.container(name).is_some_and(|c| c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
+        let log = (fallback && ended.exit_code != 0).then(|| self.paths.log(name, attempt));
+        Exit {
+            id: ended.id.clone(),
+            code: ended.exit_code,
+            signal: ended.signal,
+            reason: reason.into(),
+            message: last_words(&self.paths.termination(name, attempt), log.as_deref()),
+            started_ms: ended.started_ms,
+            finished_ms: ended.finished_ms,
+        }
+    }
+
+    async fn ended(&mut self, name: &str, exit: Exit) {
+        self.live.remove(name);
+        let code = exit.code;
+        let seen = self.seen(name);
+        seen.stage = Stage::Exited(exit);
+        (seen.started, seen.ready) = (false, false);
+        let waits = seen.backoff.wait_ms > 0;
+        let container = self.container(name);
+        let again = self.pod().spec.as_ref().is_some_and(|spec| restarts(spec, code)) || container.as_ref().is_some_and(is_sidecar);
+        if waits && again && self.pod().metadata.deletion_timestamp.is_none() && self.observed.end.is_none() {
+            let id = identity(self.pod());
+            let message = format!("Back-off restarting failed container {name} in pod {}_{}({})", id.name, id.namespace, id.uid);
+            self.event(Some(name), true, "BackOff", message).await;
+        }
+    }
+
+    async fn event(&self, container: Option<&str>, warning: bool, reason: &str, message: String) {
+        self.ctx.event(self.pod(), container, warning, reason, message).await;
+    }
+
+    /// Begins an action. True when the plan must be made again at once.
+    async fn act(&mut self, action: Action, now: u64) -> bool {
+        match action {
+            Action::CreateSandbox => {
+                self.observed.sandbox = Sandbox::Creating;
+                let (ctx, pod, paths, sender) = (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.sender.clone());
+                tokio::spawn(async move {
+                    let result = prepare::sandbox(&ctx, &pod, &paths).await;
+                    if let Err(mpsc::error::SendError(Event::Sandbox(Ok((made, _))))) = sender.send(Event::Sandbox(result)).await {
+                        drop(made);
+                    }
+                });
+            }
+            Action::TearDown => {
+                self.observed.sandbox = Sandbox::TearingDown;
+                self.live.clear();
+                self.states = None;
+                let (ctx, pod, made, sender) = (self.ctx.clone(), self.pod().clone(), self.made.take(), self.sender.clone());
+                tokio::spawn(async move {
+                    let mut result = prepare::tear_down(&ctx, &pod, made.clone()).await;
+                    while let Err(why) = &result {
+                        tracing::warn!(pod = %identity(&pod).uid, "tear down: {why}; trying again");
+                        tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
+                        result = prepare::tear_down(&ctx, &pod, made.clone()).await;
+                    }
+                    let _ = sender.send(Event::TornDown(result)).await;
+                });
+            }
+            Action::PrepareVolumes => {
+                self.observed.volumes = Volumes::Preparing;
+                self.refresh(true);
+            }
+            Action::Start { name } => self.start(&name, now),
+            Action::Kill { name, grace_seconds } => {
+                self.kill(&name, grace_seconds, None).await;
+            }
+            Action::NotePullBackOff { name } => {
+                let image = self.container(&name).and_then(|container| container.image).unwrap_or_default();
+                let text = format!("Back-off pulling image {image:?}");
+                if let Stage::Waiting { reason, message, .. } = &mut self.seen(&name).stage {
+                    *reason = "ImagePullBackOff".into();
+                    *message = format!("{text}: {message}");
+                }
+                self.event(Some(&name), false, "BackOff", text).await;
+                self.event(Some(&name), true, "Failed", "Error: ImagePullBackOff".into()).await;
+                return true;
+            }
+            Action::End(end) => {
+                if !end.reason.is_empty() {
+                    self.event(None, end.failed, &end.reason, end.message.clone()).await;
+                }
+                self.observed.end = Some(end);
+                return true;
+            }
+            Action::Clean => {
+                self.clean().await;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Writes files: the first time, or again because objects changed or tokens age.
+    fn refresh(&mut self, first: bool) {
+        let Some(made) = self.made.clone() else { return };
+        if self.refreshing || (!first && self.observed.volumes != Volumes::Ready) {
+            return;
+        }
+        self.refreshing = true;
+        self.renew_ms = u64::MAX;
+        let (ctx, pod, paths, ip, sender) = (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = prepare::files(&ctx, &pod, &made, ip.as_deref(), &paths).await;
+            let _ = sender.send(Event::Files { first, result }).await;
+        });
+    }
+
+    /// Tells the network once more of a pod that it may have forgotten.
+    fn rewire(&self) {
+        let (Some(made), Some(_)) = (self.made.clone(), self.observed.ip.as_ref()) else { return };
+        let (ctx, pod) = (self.ctx.clone(), self.pod().clone());
+        tokio::spawn(async move {
+            if let Err(why) = prepare::attach(&ctx, &pod, &made).await {
+                ctx.event(&pod, None, true, "NetworkNotReady", format!("attach the pod to the network again: {why}")).await;
+            }
+        });
+    }
+
+    fn start(&mut self, name: &str, now: u64) {
+        let (Some(container), Some(made)) = (self.container(name), self.made.clone()) else { return };
+        let seen = self.seen(name);
+        if let Stage::Exited(exit) = &seen.stage {
+            seen.last = Some(exit.clone());
+            seen.attempt += 1;
+            seen.restarts += 1;
+            seen.backoff.attempt(now);
+        }
+        seen.stage = Stage::Starting;
+        let attempt = seen.attempt;
+        let live = self.live.entry(name.to_owned()).or_default();
+        *live = Live::default();
+        let starter = Starter {
+            ctx: self.ctx.clone(),
+            pod: self.pod().clone(),
+            paths: self.paths.clone(),
+            made,
+            ip: self.observed.ip.clone(),
+            cancel: live.cancel.clone(),
+        };
+        let (name, sender) = (name.to_owned(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = starter.start(&container, attempt).await;
+            let _ = sender.send(Event::Started { name, attempt, result }).await;
+        });
+    }
+
+    /// Begins to stop a container, or hurries a stop that is under way. `why`: when it will be started again.
+    async fn kill(&mut self, name: &str, grace_seconds: u64, why: Option<String>) {
+        let Some(container) = self.container(name) else { return };
+        let live = self.live.entry(name.to_owned()).or_default();
+        live.cancel.cancel();
+        let deadline_ms = now_ms() + grace_seconds * 1000;
+        let Some(made) = self.made.clone() else { return };
+        if !matches!(self.observed.containers.get(name).map(|seen| &seen.stage), Some(Stage::Running { .. })) {
+            return;
+        }
+        let hurried = match &live.kill {
+            Some((_, before_ms)) if *before_ms <= deadline_ms => return,
+            Some(_) => true,
+            None => false,
+        };
+        live.probes = live.probes.take().filter(|_| container.readiness_probe.is_some() && why.is_none());
+        if !hurried {
+            let message = why.unwrap_or_else(|| format!("Stopping container {name}"));
+            self.event(Some(name), false, "Killing", message).await;
+        }
+        let image = self.ctx.deps.runtime.images().resolve(container.image.as_deref().unwrap_or_default());
+        let signal = stop_signal(&container, &image.map(|image| image.config).unwrap_or_default());
+        let attempt = self.seen(name).attempt;
+        if let Stage::Running { killing, .. } = &mut self.seen(name).stage {
+            *killing = true;
+        }
+        let killer = Killer {
+            ctx: self.ctx.clone(),
+            pod: self.pod().clone(),
+            target: target(&self.ctx, &made, name, attempt, self.observed.ip.as_deref()),
+            container,
+            grace: Duration::from_secs(grace_seconds),
+            hook: !hurried,
+            signal,
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(killer.kill()));
+        self.live.entry(name.to_owned()).or_default().kill = Some((task, deadline_ms));
+    }
+
+    fn start_probes(&mut self, name: &str, age: Duration) {
+        let (Some(container), Some(made)) = (self.container(name), self.made.clone()) else { return };
+        let seen = self.seen(name);
+        let (attempt, restored) = (seen.attempt, (seen.started, seen.ready));
+        let target = target(&self.ctx, &made, name, attempt, self.observed.ip.as_deref());
+        let (sender, mut news) = mpsc::channel(4);
+        let (events, owner) = (self.sender.clone(), name.to_owned());
+        let task = tokio::spawn(async move {
+            let forward = async {
+                while let Some(news) = news.recv().await {
+                    let event = Event::Probe { name: owner.clone(), attempt, news };
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(probe::run(container, target, age, restored, sender), forward);
+        });
+        self.live.entry(name.to_owned()).or_default().probes = Some(AbortOnDropHandle::new(task));
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let now = now_ms();
+        match event {
+            Event::Sandbox(Ok((made, ip))) => {
+                self.set_made(made);
+                let ip = ip.map(|ip| ip.to_string());
+                self.observed.sandbox = Sandbox::Ready { ip: ip.clone() };
+                let host = self.ctx.config.host_ips.first().cloned();
+                self.observed.ip = ip;
+                self.observed.shown_ip = self.observed.ip.clone().or(host);
+            }
+            Event::Sandbox(Err(why)) => {
+                let message = format!("Failed to create pod sandbox: {why}");
+                self.observed.sandbox = Sandbox::Failed { message: why, retry_ms: now + RETRY_MS };
+                self.event(None, true, "FailedCreatePodSandBox", message).await;
+            }
+            Event::TornDown(_) => self.torn_down(),
+            Event::Files { first, result } => self.files_written(first, result, now).await,
+            Event::Started { name, attempt, result } => self.started(&name, attempt, result, now).await,
+            Event::Probe { name, attempt, news } => self.probed(&name, attempt, news).await,
+        }
+    }
+
+    /// Nothing of the sandbox is left. If the pod goes on, everything that ran in it starts over.
+    fn torn_down(&mut self) {
+        self.observed.sandbox = Sandbox::None;
+        self.observed.volumes = Volumes::None;
+        self.observed.ip = None;
+        if self.observed.end.is_some() || self.pod().metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let spec = self.pod().spec.clone().unwrap_or_default();
+        let init: Vec<&str> = spec.init_containers.iter().flatten().map(|container| container.name.as_str()).collect();
+        for (name, seen) in &mut self.observed.containers {
+            if let Stage::Exited(exit) = &seen.stage
+                && (init.contains(&name.as_str()) || restarts(&spec, exit.code))
+            {
+                seen.last = Some(exit.clone());
+                seen.attempt += 1;
+                seen.restarts += 1;
+                seen.stage = Stage::default();
+            }
+        }
+    }
+
+    async fn files_written(&mut self, first: bool, result: Result<u64, String>, now: u64) {
+        self.refreshing = false;
+        match result {
+            Ok(renew_ms) => {
+                self.renew_ms = renew_ms;
+                if first {
+                    self.observed.volumes = Volumes::Ready;
+                }
+            }
+            Err(why) => {
+                self.event(None, true, "FailedMount", why.clone()).await;
+                self.renew_ms = if first { u64::MAX } else { now + CONFIG_RETRY_MS };
+                if first {
+                    self.observed.volumes = Volumes::Failed { message: why, retry_ms: now + RETRY_MS };
+                }
+            }
+        }
+    }
+
+    async fn started(&mut self, name: &str, attempt: u32, result: Result<Started, StartError>, now: u64) {
+        let seen = self.seen(name);
+        if seen.attempt != attempt || !matches!(seen.stage, Stage::Starting) {
+            return;
+        }
+        let waiting = |reason: &str, message: String, retry_ms: u64| Stage::Waiting { reason: reason.into(), message, retry_ms, since_ms: now };
+        match result {
+            Ok(started) => {
+                seen.image_ref = started.image_ref;
+                seen.image_backoff = Default::default();
+                seen.stage = Stage::Running { started_ms: now, killing: false };
+                self.start_probes(name, Duration::ZERO);
+                if let Some(why) = started.hook_failure {
+                    let grace = self.pod().spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+                    let message = format!("FailedPostStartHook: {why}");
+                    self.kill(name, grace.max(0) as u64, Some(message)).await;
+                }
+            }
+            Err(StartError::Image { reason, message }) => {
+                seen.image_backoff.attempt(now);
+                let retry_ms = now + seen.image_backoff.wait_ms;
+                seen.stage = waiting(reason, message, retry_ms);
+            }
+            Err(StartError::Config(message)) => seen.stage = waiting("CreateContainerConfigError", message, now + CONFIG_RETRY_MS),
+            Err(StartError::Run { image_ref, message }) => {
+                seen.image_ref = image_ref;
+                let exit = Exit {
+                    id: container_id(name, attempt),
+                    code: 128,
+                    reason: "StartError".into(),
+                    message,
+                    started_ms: now,
+                    finished_ms: now,
+                    ..Exit::default()
+                };
+                self.ended(name, exit).await;
+            }
+            Err(StartError::Cancelled) => seen.stage = Stage::default(),
+        }
+    }
+
+    async fn probed(&mut self, name: &str, attempt: u32, news: News) {
+        let seen = self.seen(name);
+        if seen.attempt != attempt || !matches!(seen.stage, Stage::Running { .. }) {
+            return;
+        }
+        match news {
+            News::Started => seen.started = true,
+            News::Ready(ready) => seen.ready = ready,
+            News::Failed(kind, why) => {
+                let message = format!("{} probe failed: {why}", kind.word());
+                self.event(Some(name), true, "Unhealthy", message).await;
+            }
+            News::Dead(kind, grace) => {
+                let own = self.pod().spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+                let grace = grace.unwrap_or_else(|| own.unwrap_or(30).max(0) as u64);
+                let word = if kind == Kind::Startup { "startup" } else { "liveness" };
+                let message = format!("Container {name} failed {word} probe, will be restarted");
+                self.kill(name, grace, Some(message)).await;
+            }
+        }
+    }
+
+    /// Shows, saves and reports what changed.
+    async fn publish(&mut self, now: u64) {
+        if self.observed.cleaned {
+            return;
+        }
+        self.show();
+        if self.quiet {
+            return;
+        }
+        let situation = self.ctx.situation(self.observed.shown_ip.as_deref());
+        let status = status(self.pod(), &self.observed, &situation, &self.reported, now);
+        let changed = status != self.reported;
+        if changed || self.saved.as_ref() != Some(&self.observed) {
+            let record = Record { pod: self.pod().clone(), observed: self.observed.clone(), status: status.clone() };
+            if let Err(error) = record.save(&self.paths.dir) {
+                tracing::error!(dir = %self.paths.dir.display(), "save a pod's record: {error}");
+            }
+            self.saved = Some(self.observed.clone());
+        }
+        if changed {
+            let id = identity(self.pod());
+            self.reported = status.clone();
+            let report = Report::PodStatus { namespace: id.namespace, name: id.name, uid: id.uid, status: Box::new(status) };
+            let _ = self.ctx.reports.send(report).await;
+        }
+    }
+
+    fn show(&self) {
+        let spec = self.pod().spec.clone().unwrap_or_default();
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let show = |container: &Container| {
+            let seen = self.observed.containers.get(&container.name).cloned().unwrap_or_default();
+            let running = matches!(seen.stage, Stage::Running { .. });
+            let began = running || matches!(seen.stage, Stage::Exited(_));
+            let newest = if began { Some(seen.attempt) } else { seen.attempt.checked_sub(1) };
+            let log = |attempt: Option<u32>| attempt.map(|attempt| self.paths.log(&container.name, attempt));
+            let again = seen.exit().is_none_or(|exit| restarts(&spec, exit.code)) && self.observed.end.is_none();
+            VisibleContainer {
+                running: running.then(|| container_id(&container.name, seen.attempt)),
+                log: log(newest),
+                previous: log(newest.and_then(|newest| newest.checked_sub(1))),
+                tty: container.tty.unwrap_or(false),
+                lives: running || (again && self.pod().metadata.deletion_timestamp.is_none()),
+            }
+        };
+        let visible = VisiblePod {
+            uid: identity(self.pod()).uid,
+            made: self.made.clone(),
+            own_network: spec.host_network != Some(true),
+            containers: containers.map(|container| (container.name.clone(), show(container))).collect(),
+        };
+        self.directory.set(&self.key(), visible);
+    }
+
+    /// Removes the last traces and says so.
+    async fn clean(&mut self) {
+        let id = identity(self.pod());
+        self.directory.remove(&self.key(), &id.uid);
+        let dirs = [self.paths.dir.clone(), self.paths.logs.clone()];
+        let removed = tokio::task::spawn_blocking(move || {
+            for dir in &dirs {
+                match std::fs::remove_dir_all(dir) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        tracing::error!(dir = %dir.display(), "remove a pod's files: {error}");
+                    }
+                    _ => {}
+                }
+            }
+        });
+        let _ = removed.await;
+        self.observed.cleaned = true;
+        let _ = self.ctx.reports.send(Report::PodGone { namespace: id.namespace, name: id.name, uid: id.uid }).await;
+    }
+}
+
+/// Wakes when the runtime has news; never without a sandbox.
+async fn changed(states: &mut Option<watch::Receiver<RuntimeState>>) {
+    match states {
+        Some(receiver) => {
+            if receiver.changed().await.is_err() {
+                *states = None;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(now_ms()))).await;
+}

@@ -1,0 +1,131 @@
+//! What a plan is made of, and what it is made from.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
+use serde_json::Value;
+use skiff_api::view::{Key, Resource, View};
+use std::collections::BTreeMap;
+
+/// One write. Each goes through the API like anybody's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// `announce`: an event once it is there; the name that it got is put behind the message.
+    Create {
+        resource: Resource,
+        object: Value,
+        announce: Option<EventNote>,
+    },
+    /// The whole object with its resourceVersion: refused if somebody was faster, and then planned anew.
+    Update {
+        resource: Resource,
+        object: Value,
+        subresource: Option<&'static str>,
+    },
+    /// A merge patch.
+    Patch {
+        resource: Resource,
+        key: Key,
+        subresource: Option<&'static str>,
+        patch: Value,
+    },
+    Delete {
+        resource: Resource,
+        key: Key,
+        uid: String,
+        propagation: Option<&'static str>,
+        grace_seconds: Option<i64>,
+    },
+    /// PUT of a namespace's `finalize`.
+    Finalize {
+        object: Value,
+    },
+    Event(EventNote),
+}
+
+/// An event about an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventNote {
+    pub resource: Resource,
+    pub kind: &'static str,
+    pub key: Key,
+    pub uid: String,
+    pub warning: bool,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// The next writes for a key, and when to look again though nothing has changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub again_at: Option<Timestamp>,
+}
+
+impl Plan {
+    pub fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+    /// Looks again at `at`, or sooner.
+    pub fn again(&mut self, at: Timestamp) {
+        self.again_at = Some(self.again_at.map_or(at, |t| t.min(at)));
+    }
+}
+
+/// What every plan may read.
+pub struct Context<'a> {
+    pub view: &'a View,
+    pub now: Timestamp,
+    pub settings: &'a Settings,
+    pub liveness: &'a Liveness,
+}
+
+/// What the operator sets.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster's CA, PEM: goes into every namespace's `kube-root-ca.crt`.
+    pub ca: String,
+    /// How long a lost node keeps its pods before they are replaced, milliseconds.
+    pub eviction_grace_ms: i64,
+    /// How long events are kept, seconds.
+    pub event_ttl_seconds: i64,
+}
+
+/// Whether a node has been heard of, as the leader counts it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeLiveness {
+    Live,
+    /// Silent, and suspected, since then.
+    Lost {
+        since: Timestamp,
+    },
+}
+
+/// What the leader knows of all nodes' heartbeats. A node that is not listed has never been heard of by this leader.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Liveness(pub BTreeMap<String, NodeLiveness>);
+
+impl Liveness {
+    pub fn lost_since(&self, node: &str) -> Option<Timestamp> {
+        match self.0.get(node) {
+            Some(NodeLiveness::Lost { since }) => Some(*since),
+            _ => None,
+        }
+    }
+
+    /// More than half of the nodes are silent: then it is more likely that this server is cut off than that they are all dead, and
+    /// nothing is moved.
+    pub fn is_partitioned(&self) -> bool {
+        let lost = self.0.values().filter(|l| matches!(l, NodeLiveness::Lost { .. })).count();
+        lost * 2 > self.0.len()
+    }
+}
+
+pub(crate) fn value(object: &impl Serialize) -> Value {
+    // Kubernetes' types serialize to JSON without fail: they hold no maps with other keys than strings.
+    serde_json::to_value(object).unwrap_or(Value::Null)
+}
+
+pub(crate) fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}

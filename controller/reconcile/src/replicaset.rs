@@ -1,0 +1,236 @@
+//! ReplicaSets: as many active pods as the spec asks for, made and removed in bulk; and the counts in their status.
+
+use crate::Controller;
+use crate::action::{Action, Context, EventNote, Plan, value};
+use crate::owned::{self, Claim, claim, controller_of, matches, owner_reference};
+use crate::pods;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use skiff_api::view::{Change, Key, Resource, View};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub(crate) const CONTROLLER: Controller = Controller { name: "replicaset", keys, all, plan };
+
+/// Pods made or removed in one plan; the rest follows once these are seen.
+const BURST: usize = 500;
+
+pub fn resource() -> Resource {
+    Resource::new("apps", "v1", "replicasets")
+}
+
+fn all(view: &View) -> Vec<Key> {
+    view.replica_sets.iter().map(|(k, _)| k.clone()).collect()
+}
+
+fn keys(view: &View, change: &Change) -> Vec<Key> {
+    match (change.resource.group.as_str(), change.resource.plural.as_str()) {
+        ("apps", "replicasets") => vec![change.key.clone()],
+        ("", "pods") => {
+            let owners = [&change.before, &change.after].into_iter().flatten().flat_map(|i| &i.owners);
+            let mut keys: Vec<_> = owners
+                .filter(|o| o.controller && o.kind == "ReplicaSet")
+                .map(|o| Key::new(&change.key.namespace, &o.name))
+                .collect();
+            let orphan = change.after.as_ref().is_some_and(|i| !i.owners.iter().any(|o| o.controller));
+            if orphan && let Some(pod) = view.pods.get(&change.key) {
+                let fits = |rs: &ReplicaSet| {
+                    rs.spec
+                        .as_ref()
+                        .is_some_and(|s| matches(&owned::selector(&s.selector), pod.metadata.labels.as_ref()))
+                };
+                let sets = view.replica_sets.namespace(&change.key.namespace);
+                keys.extend(sets.filter(|(_, rs)| fits(rs)).map(|(k, _)| k.clone()));
+            }
+            keys.dedup();
+            keys
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn plan(c: &Context<'_>, key: &Key) -> Plan {
+    let mut plan = Plan::default();
+    let Some(set) = c.view.replica_sets.get(key) else { return plan };
+    let (Some(spec), Some(uid)) = (&set.spec, &set.metadata.uid) else { return plan };
+    let selector = owned::selector(&spec.selector);
+    let deleting = set.metadata.deletion_timestamp.is_some();
+    let mut ours = Vec::new();
+    for (_, pod) in c.view.pods.namespace(&key.namespace) {
+        let fits = matches(&selector, pod.metadata.labels.as_ref());
+        match claim(uid, deleting, &pod.metadata, fits) {
+            Claim::Ours => ours.push(pod.clone()),
+            Claim::Adopt if !pods::is_finished(pod) => {
+                let owner = owner_reference("apps/v1", "ReplicaSet", &set.metadata);
+                plan.push(owned::adopt(pods::resource(), &pod.metadata, owner));
+                ours.push(pod.clone());
+            }
+            Claim::Release => plan.push(owned::release(pods::resource(), &pod.metadata, uid)),
+            _ => {}
+        }
+    }
+    let terminating = ours.iter().filter(|p| pods::is_deleting(p) && !pods::is_finished(p)).count();
+    let active: Vec<_> = ours.into_iter().filter(|p| pods::is_active(p)).collect();
+    if !deleting {
+        let wanted = spec.replicas.unwrap_or(1).max(0) as usize;
+        if active.len() < wanted {
+            create(set, wanted - active.len(), &mut plan);
+        } else {
+            remove(c.view, set, &active, active.len() - wanted, &mut plan);
+        }
+    }
+    status(c, set, &active, terminating, &mut plan);
+    plan
+}
+
+fn create(set: &ReplicaSet, count: usize, plan: &mut Plan) {
+    let Some(template) = set.spec.as_ref().and_then(|s| s.template.as_ref()) else { return };
+    let meta = template.metadata.clone().unwrap_or_default();
+    let mut object = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": format!("{}-", set.metadata.name.as_deref().unwrap_or_default()),
+            "namespace": set.metadata.namespace,
+            "ownerReferences": [owner_reference("apps/v1", "ReplicaSet", &set.metadata)],
+        },
+        "spec": value(&template.spec),
+    });
+    for (field, present) in [
+        ("labels", value(&meta.labels)),
+        ("annotations", value(&meta.annotations)),
+        ("finalizers", value(&meta.finalizers)),
+    ] {
+        if !present.is_null() {
+            object["metadata"][field] = present;
+        }
+    }
+    for _ in 0..count.min(BURST) {
+        let announce = note(set, "SuccessfulCreate", "Created pod: ".into());
+        plan.push(Action::Create { resource: pods::resource(), object: object.clone(), announce: Some(announce) });
+    }
+}
+
+/// Removes the pods that would be missed least.
+fn remove(view: &View, set: &ReplicaSet, active: &[Arc<Pod>], count: usize, plan: &mut Plan) {
+    if count == 0 {
+        return;
+    }
+    let doubled = related_per_node(view, set);
+    let mut ranked: Vec<_> = active.iter().collect();
+    ranked.sort_by_key(|pod| rank(pod, &doubled));
+    for pod in ranked.into_iter().take(count.min(BURST)) {
+        let meta = &pod.metadata;
+        let pod_key = Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        plan.push(Action::Delete {
+            resource: pods::resource(),
+            key: pod_key.clone(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            propagation: None,
+            grace_seconds: None,
+        });
+        plan.push(event(set, "SuccessfulDelete", format!("Deleted pod: {}", pod_key.name)));
+    }
+}
+
+fn event(set: &ReplicaSet, reason: &'static str, message: String) -> Action {
+    Action::Event(note(set, reason, message))
+}
+
+fn note(set: &ReplicaSet, reason: &'static str, message: String) -> EventNote {
+    let meta = &set.metadata;
+    EventNote {
+        resource: resource(),
+        kind: "ReplicaSet",
+        key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
+        uid: meta.uid.clone().unwrap_or_default(),
+        warning: false,
+        reason,
+        message,
+    }
+}
+
+/// Active pods on each node that belong to any ReplicaSet of the same owner: two on one node serve less than two on two.
+fn related_per_node(view: &View, set: &ReplicaSet) -> BTreeMap<String, usize> {
+    let owner = controller_of(&set.metadata).map(|o| o.uid.as_str());
+    let mut count = BTreeMap::new();
+    let siblings = view.replica_sets.namespace(set.metadata.namespace.as_deref().unwrap_or_default());
+    for (_, sibling) in siblings {
+        let same = sibling.metadata.uid == set.metadata.uid
+            || (owner.is_some() && controller_of(&sibling.metadata).map(|o| o.uid.as_str()) == owner);
+        let Some(uid) = sibling.metadata.uid.as_deref().filter(|_| same) else { continue };
+        for identity in view.dependents(uid) {
+            if let Some(pod) = view.pods.get(&identity.key).filter(|p| pods::is_active(p))
+                && let Some(node) = pods::node(pod)
+            {
+                *count.entry(node.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    count
+}
+
+/// The smaller, the sooner it goes: unassigned, pending, not ready, cheap to delete, crowded, ready for a shorter time, restarted more, newer.
+type Rank = (bool, u8, bool, i64, Reverse<usize>, Reverse<Timestamp>, Reverse<i32>, Reverse<Timestamp>, String);
+
+fn rank(pod: &Pod, per_node: &BTreeMap<String, usize>) -> Rank {
+    let phase = match pods::phase(pod) {
+        "Pending" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    };
+    let annotations = pod.metadata.annotations.as_ref();
+    let cost =
+        annotations.and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost")).and_then(|c| c.parse().ok());
+    let crowd = pods::node(pod).and_then(|n| per_node.get(n)).copied().unwrap_or(0);
+    let containers = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    let restarts = containers.into_iter().flatten().map(|c| c.restart_count).max().unwrap_or(0);
+    let made = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+    (
+        pods::node(pod).is_some(),
+        phase,
+        pods::is_ready(pod),
+        cost.unwrap_or(0),
+        Reverse(crowd),
+        Reverse(pods::ready_since(pod).unwrap_or(Timestamp::MAX)),
+        Reverse(restarts),
+        Reverse(made),
+        pod.metadata.name.clone().unwrap_or_default(),
+    )
+}
+
+fn status(c: &Context<'_>, set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, plan: &mut Plan) {
+    let Some(spec) = &set.spec else { return };
+    let template_labels =
+        spec.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone()).unwrap_or_default();
+    let labelled = |pod: &Pod| {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        template_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+    };
+    let mut available = 0;
+    for pod in active {
+        match pods::availability(pod, spec.min_ready_seconds.unwrap_or(0), c.now) {
+            Ok(()) => available += 1,
+            Err(Some(at)) => plan.again(at),
+            Err(None) => {}
+        }
+    }
+    let count = |n: usize| Some(n as i32).filter(|n| *n != 0);
+    let old = set.status.clone().unwrap_or_default();
+    let new = ReplicaSetStatus {
+        replicas: active.len() as i32,
+        fully_labeled_replicas: count(active.iter().filter(|p| labelled(p)).count()),
+        ready_replicas: count(active.iter().filter(|p| pods::is_ready(p)).count()),
+        available_replicas: count(available),
+        terminating_replicas: Some(terminating as i32),
+        observed_generation: set.metadata.generation,
+        conditions: old.conditions.clone(),
+    };
+    if new != old {
+        let object = ReplicaSet { status: Some(new), ..set.clone() };
+        plan.push(Action::Update { resource: resource(), object: value(&object), subresource: Some("status") });
+    }
+}
