@@ -442,8 +442,7 @@ impl Actor {
         }
         seen.stage = Stage::Starting;
         let attempt = seen.attempt;
-        let live = self.live.entry(name.to_owned()).or_default();
-        *live = Live::default();
+        let live = Live::default();
         let starter = Starter {
             ctx: self.ctx.clone(),
             pod: self.pod().clone(),
@@ -452,6 +451,7 @@ impl Actor {
             ip: self.observed.ip.clone(),
             cancel: live.cancel.clone(),
         };
+        self.live.insert(name.to_owned(), live);
         let (name, sender) = (name.to_owned(), self.sender.clone());
         tokio::spawn(async move {
             let result = starter.start(&container, attempt).await;
@@ -659,7 +659,7 @@ impl Actor {
         let status = status(self.pod(), &self.observed, &situation, &self.reported, now);
         let changed = status != self.reported;
         if changed || self.saved.as_ref() != Some(&self.observed) {
-            let record = Record { pod: self.pod().clone(), observed: self.observed.clone(), status: status.clone() };
+            let record = Record { pod: Pod::clone(self.pod()), observed: self.observed.clone(), status: status.clone() };
             if let Err(error) = record.save(&self.paths.dir) {
                 tracing::error!(dir = %self.paths.dir.display(), "save a pod's record: {error}");
             }

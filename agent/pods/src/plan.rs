@@ -167,7 +167,7 @@ fn next_start(seen: &ContainerObserved, restarts: impl Fn(i32) -> bool) -> Optio
 fn containers(plan: &mut Plan, spec: &PodSpec, observed: &Observed, now_ms: u64) {
     let unseen = ContainerObserved::default();
     let seen = |container: &Container| observed.containers.get(&container.name).unwrap_or(&unseen);
-    let mut start = |plan: &mut Plan, container: &Container, restarts: &dyn Fn(i32) -> bool| {
+    let start = |plan: &mut Plan, container: &Container, restarts: &dyn Fn(i32) -> bool| {
         let state = seen(container);
         if let Stage::Waiting { reason, since_ms, .. } = &state.stage
             && reason == "ErrImagePull"
@@ -232,7 +232,7 @@ pub fn grace_seconds(pod: &Pod) -> u64 {
 fn stop(plan: &mut Plan, wanted: PodState<'_>, spec: &PodSpec, observed: &Observed, deleted: bool) {
     let grace_seconds = grace_seconds(wanted.pod);
     let active = |container: &&Container| observed.containers.get(&container.name).is_some_and(ContainerObserved::active);
-    let mut kill = |plan: &mut Plan, container: &Container| {
+    let kill = |plan: &mut Plan, container: &Container| {
         plan.actions.push(Action::Kill { name: container.name.clone(), grace_seconds });
     };
     let init = || spec.init_containers.iter().flatten();

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
@@ -16,7 +15,7 @@ const FILE: &str = "record.json";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// As last wanted.
-    pub pod: Arc<Pod>,
+    pub pod: Pod,
     /// As last known.
     pub observed: Observed,
     /// As last reported.

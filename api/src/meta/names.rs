@@ -19,7 +19,13 @@ const ENV_VAR: &str = "a valid environment variable name must consist only of pr
 const CONFIG_MAP_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const C_IDENTIFIER: &str = "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')";
 
-pub fn max_len_error(max: usize) -> String {
+/// Names of objects are told their limit in characters ...
+fn too_long(max: usize) -> String {
+    format!("must be no more than {max} characters")
+}
+
+/// ... keys and values of labels in bytes.
+fn too_many_bytes(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
@@ -43,7 +49,7 @@ fn is_label(text: &str) -> bool {
 pub fn dns1123_label(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_LABEL_MAX {
-        errs.push(max_len_error(DNS1123_LABEL_MAX));
+        errs.push(too_long(DNS1123_LABEL_MAX));
     }
     if !is_label(value) {
         // What would do as a subdomain only has a dot too many: say just that.
@@ -60,7 +66,7 @@ fn is_subdomain(value: &str) -> bool {
 pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_SUBDOMAIN_MAX {
-        errs.push(max_len_error(DNS1123_SUBDOMAIN_MAX));
+        errs.push(too_long(DNS1123_SUBDOMAIN_MAX));
     }
     if !is_subdomain(value) {
         errs.push(DNS1123_SUBDOMAIN.into());
@@ -72,7 +78,7 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
 pub fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_SUBDOMAIN_MAX {
-        errs.push(max_len_error(DNS1123_SUBDOMAIN_MAX));
+        errs.push(too_long(DNS1123_SUBDOMAIN_MAX));
     }
     let ok = !value.is_empty() && value.split('.').all(|l| ends_ok(l, lower_alnum, |c| c == b'-' || c == b'_'));
     if !ok {
@@ -85,7 +91,7 @@ pub fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
 pub fn dns1035_label(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_LABEL_MAX {
-        errs.push(max_len_error(DNS1123_LABEL_MAX));
+        errs.push(too_long(DNS1123_LABEL_MAX));
     }
     if !(is_label(value) && value.as_bytes()[0].is_ascii_lowercase()) {
         errs.push(DNS1035_LABEL.into());
@@ -97,7 +103,7 @@ pub fn dns1035_label(value: &str) -> Vec<String> {
 pub fn wildcard_dns1123_subdomain(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_SUBDOMAIN_MAX {
-        errs.push(max_len_error(DNS1123_SUBDOMAIN_MAX));
+        errs.push(too_long(DNS1123_SUBDOMAIN_MAX));
     }
     if !value.strip_prefix("*.").is_some_and(is_subdomain) {
         errs.push(WILDCARD_SUBDOMAIN.into());
@@ -134,7 +140,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     if name.is_empty() {
         errs.push("name part must be non-empty".into());
     } else if name.len() > QUALIFIED_NAME_MAX {
-        errs.push(format!("name part {}", max_len_error(QUALIFIED_NAME_MAX)));
+        errs.push(format!("name part {}", too_many_bytes(QUALIFIED_NAME_MAX)));
     }
     if !is_qualified_part(name) {
         errs.push(format!("name part {QUALIFIED_NAME}"));
@@ -146,7 +152,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
 pub fn label_value(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > LABEL_VALUE_MAX {
-        errs.push(max_len_error(LABEL_VALUE_MAX));
+        errs.push(too_many_bytes(LABEL_VALUE_MAX));
     }
     if !value.is_empty() && !is_qualified_part(value) {
         errs.push(LABEL_VALUE.into());
@@ -164,7 +170,7 @@ pub fn env_var_name(value: &str) -> Vec<String> {
 pub fn config_map_key(value: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if value.len() > DNS1123_SUBDOMAIN_MAX {
-        errs.push(max_len_error(DNS1123_SUBDOMAIN_MAX));
+        errs.push(too_long(DNS1123_SUBDOMAIN_MAX));
     }
     if value.is_empty() || !value.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.')) {
         errs.push(CONFIG_MAP_KEY.into());
@@ -218,12 +224,60 @@ pub fn path_segment(value: &str) -> Vec<String> {
     }
 }
 
-/// For `generateName`: what a made-up suffix will complete may end with a dash.
+/// For `generateName`: a suffix completes what may end with a dash here.
 pub fn mask_trailing_dash(value: &str) -> String {
     match value.strip_suffix('-') {
-        Some(stem) if !stem.is_empty() => format!("{}a", stem),
+        Some(stem) if !stem.is_empty() => {
+            let mut masked: String = stem.to_string();
+            masked.pop();
+            masked.push('a');
+            masked
+        }
         _ => value.to_string(),
     }
+}
+
+/// A header of HTTP.
+pub fn http_header_name(value: &str) -> Vec<String> {
+    let ok = !value.is_empty() && value.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+    if ok {
+        return Vec::new();
+    }
+    vec!["a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')".into()]
+}
+
+/// A domain, a slash, a path: who a controller is.
+pub fn domain_prefixed_path(value: &str) -> Vec<String> {
+    let Some((domain, path)) = value.split_once('/').filter(|(d, p)| !d.is_empty() && !p.is_empty()) else {
+        return vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".into()];
+    };
+    let mut errs = dns1123_subdomain(domain);
+    let segment = |c: u8| c.is_ascii_alphanumeric() || b"/:@%_.~!$&'()*+,;=-".contains(&c);
+    if !path.bytes().all(segment) {
+        errs.push("Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')".into());
+    }
+    errs
+}
+
+/// An IP address of either family, in its one proper form.
+pub fn ip(value: &str) -> Vec<String> {
+    if value.parse::<std::net::IpAddr>().is_ok() {
+        return Vec::new();
+    }
+    vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()]
+}
+
+/// An address and a prefix length.
+pub fn cidr(value: &str) -> Vec<String> {
+    let ok = value.split_once('/').is_some_and(|(address, bits)| {
+        let max = match address.parse::<std::net::IpAddr>() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        bits.bytes().all(|c| c.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|b| b <= max)
+    });
+    if ok { Vec::new() } else { vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".into()] }
 }
 
 #[cfg(test)]

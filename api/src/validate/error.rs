@@ -58,11 +58,13 @@ pub struct FieldError {
     /// The value at fault; printed for the kinds that show it.
     pub value: Value,
     pub detail: String,
+    /// The value is not shown in messages.
+    hidden: bool,
 }
 
 impl FieldError {
     fn new(kind: FieldErrorKind, field: impl Into<String>, value: Value, detail: impl Into<String>) -> Self {
-        FieldError { kind, field: field.into(), value, detail: detail.into() }
+        FieldError { kind, field: field.into(), value, detail: detail.into(), hidden: false }
     }
     pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Invalid, field, value.into(), detail)
@@ -85,6 +87,10 @@ impl FieldError {
     pub fn internal(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Internal, field, Value::Null, detail)
     }
+    /// An invalid value that is too large, or not useful, to show.
+    pub fn invalid_unshown(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        FieldError { hidden: true, ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
+    }
     /// `supported` is shown in the order given; upstream sorts the sets it takes them from.
     pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
@@ -103,7 +109,7 @@ impl FieldError {
     /// The message without the field.
     pub fn body(&self) -> String {
         let head = self.kind.text();
-        let shows_value = !matches!(
+        let shows_value = !self.hidden && !matches!(
             self.kind,
             FieldErrorKind::Required | FieldErrorKind::Forbidden | FieldErrorKind::TooLong | FieldErrorKind::Internal
         );
