@@ -164,7 +164,8 @@ impl Cgroup {
         if self.unified && self.dirs.iter().all(|(_, dir)| write(&dir.join("cgroup.kill"), "1").is_ok()) {
             return;
         }
-        let freezer = self.dirs.iter().find(|(controller, _)| controller == "freezer").map(|(_, dir)| dir.join("freezer.state"));
+        let freezer =
+            self.dirs.iter().find(|(controller, _)| controller == "freezer").map(|(_, dir)| dir.join("freezer.state"));
         if let Some(file) = &freezer {
             let _ = write(file, "FROZEN");
         }
@@ -182,7 +183,9 @@ impl Cgroup {
         let deadline = Instant::now() + Duration::from_secs(2);
         for (_, dir) in &self.dirs {
             let children: Vec<PathBuf> = match fs::read_dir(dir) {
-                Ok(entries) => entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect(),
+                Ok(entries) => {
+                    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error).context(on("list control group", dir)),
             };
@@ -194,7 +197,9 @@ impl Cgroup {
                 match fs::remove_dir(dir) {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    Err(error) if Instant::now() > deadline => return Err(error).context(on("remove control group", dir)),
+                    Err(error) if Instant::now() > deadline => {
+                        return Err(error).context(on("remove control group", dir));
+                    }
                     Err(_) => {
                         self.kill();
                         std::thread::sleep(pause);
@@ -280,7 +285,8 @@ impl Layout {
             }
         }
         for controller in V1_CONTROLLERS {
-            let Some(mount) = mounts.iter().find(|mount| mount.options.iter().any(|option| option == controller)) else {
+            let Some(mount) = mounts.iter().find(|mount| mount.options.iter().any(|option| option == controller))
+            else {
                 continue;
             };
             let base = mount.locate(&own_path(controller).unwrap_or_default());
@@ -330,7 +336,8 @@ fn weight(shares: u64) -> u64 {
 
 fn write(file: &Path, value: &str) -> Result<()> {
     let open = fs::OpenOptions::new().write(true).open(file);
-    open.and_then(|mut file| file.write_all(value.as_bytes())).context(|| format!("write {value:?} to {}", file.display()))
+    open.and_then(|mut file| file.write_all(value.as_bytes()))
+        .context(|| format!("write {value:?} to {}", file.display()))
 }
 
 fn number(file: &Path) -> u64 {

@@ -17,7 +17,9 @@ pub enum Error {
     #[error("{0}")]
     Helper(String),
     /// The pod's helper is gone, and with it the pod.
-    #[error("the helper of pod {pod} does not answer any more ({cause}); the pod has ended and can be deleted and made again")]
+    #[error(
+        "the helper of pod {pod} does not answer any more ({cause}); the pod has ended and can be deleted and made again"
+    )]
     HelperGone {
         /// Id of the pod.
         pod: String,
@@ -43,7 +45,9 @@ pub enum Error {
         why: String,
     },
     /// Bytes that do not have the digest under which they were named.
-    #[error("{what}: its bytes have the digest {actual}, not {expected}; it is damaged or was tampered with, fetch it again")]
+    #[error(
+        "{what}: its bytes have the digest {actual}, not {expected}; it is damaged or was tampered with, fetch it again"
+    )]
     Digest {
         /// Which blob.
         what: String,

@@ -32,6 +32,7 @@ pub use error::{Error, Result};
 pub use helper::{helper_main, maybe_run_helper};
 pub use image::{ImageBuilder, ImageConfig, ImageRecord, ImageStore};
 pub use spec::{
-    ContainerSpec, ContainerState, ExecSpec, LogSpec, Mount, Phase, PodSpec, PodState, Resources, Rlimit, Security, Stats, Tmpfs,
+    ContainerSpec, ContainerState, ExecSpec, LogSpec, Mount, Phase, PodSpec, PodState, Resources, Rlimit, Security,
+    Stats, Tmpfs,
 };
 pub use sys::boottime_ms;

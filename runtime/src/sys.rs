@@ -159,7 +159,9 @@ pub fn mount_setattr(mount: RawFd, set: u64, propagation: u64, recursive: bool) 
 pub fn sealed_self() -> io::Result<OwnedFd> {
     let mut source = fs::File::open("/proc/self/exe")?;
     // SAFETY: the name is a C string; the result is checked.
-    let fd = check(unsafe { libc::memfd_create(c"skiff".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) } as libc::c_long)?;
+    let fd =
+        check(unsafe { libc::memfd_create(c"skiff".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) }
+            as libc::c_long)?;
     // SAFETY: the descriptor is new and ours.
     let mut file = unsafe { fs::File::from_raw_fd(fd as RawFd) };
     io::copy(&mut source, &mut file)?;

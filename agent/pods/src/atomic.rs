@@ -50,8 +50,10 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> 
 
 /// The visible names: links for first path parts that exist, none for those that do not any more.
 fn names(dir: &Path, files: &Files) -> io::Result<()> {
-    let wanted: std::collections::BTreeSet<PathBuf> =
-        files.keys().filter_map(|path| clean(path).components().next().map(|part| PathBuf::from(part.as_os_str()))).collect();
+    let wanted: std::collections::BTreeSet<PathBuf> = files
+        .keys()
+        .filter_map(|path| clean(path).components().next().map(|part| PathBuf::from(part.as_os_str())))
+        .collect();
     for name in &wanted {
         let link = dir.join(name);
         if fs::symlink_metadata(&link).is_err() {
@@ -68,7 +70,10 @@ fn names(dir: &Path, files: &Files) -> io::Result<()> {
 }
 
 fn fresh(dir: &Path) -> String {
-    (0u64..).map(|number| format!("..{number}")).find(|name| fs::symlink_metadata(dir.join(name)).is_err()).unwrap_or_default()
+    (0u64..)
+        .map(|number| format!("..{number}"))
+        .find(|name| fs::symlink_metadata(dir.join(name)).is_err())
+        .unwrap_or_default()
 }
 
 fn clean(path: &str) -> PathBuf {
@@ -85,7 +90,10 @@ fn current(dir: &Path) -> io::Result<Files> {
             if metadata.is_dir() {
                 todo.push(entry.path());
             } else if let Ok(path) = entry.path().strip_prefix(&base) {
-                files.insert(path.to_string_lossy().into_owned(), (fs::read(entry.path())?, metadata.permissions().mode() & 0o777));
+                files.insert(
+                    path.to_string_lossy().into_owned(),
+                    (fs::read(entry.path())?, metadata.permissions().mode() & 0o777),
+                );
             }
         }
     }

@@ -67,11 +67,18 @@ impl Look {
 
     /// An HTTP request.
     pub fn http(get: &HTTPGetAction, container: &Container) -> Result<Look, String> {
-        let headers = get.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect();
+        let headers =
+            get.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect();
         let path = get.path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| "/".into());
         let path = if path.starts_with('/') { path } else { format!("/{path}") };
         let tls = get.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("HTTPS"));
-        Ok(Look::Http { host: get.host.clone().unwrap_or_default(), port: port(&get.port, container)?, path, tls, headers })
+        Ok(Look::Http {
+            host: get.host.clone().unwrap_or_default(),
+            port: port(&get.port, container)?,
+            path,
+            tls,
+            headers,
+        })
     }
 
     /// Looks. The error is what a message shows.
@@ -93,7 +100,9 @@ impl Look {
     fn name(&self, target: &Target) -> String {
         match self {
             Look::Exec(command) => format!("command {:?} timed out", command.join(" ")),
-            Look::Http { port, path, tls, .. } => format!("Get \"{}://{}:{port}{path}\"", if *tls { "https" } else { "http" }, target.ip),
+            Look::Http { port, path, tls, .. } => {
+                format!("Get \"{}://{}:{port}{path}\"", if *tls { "https" } else { "http" }, target.ip)
+            }
             Look::Tcp { port, .. } => format!("dial tcp {}:{port}", target.ip),
             Look::Grpc { port, .. } => format!("grpc {}:{port}", target.ip),
         }
@@ -139,9 +148,15 @@ async fn exec(target: &Target, command: &[String]) -> Result<String, String> {
 
 /// A connection to the pod, or to another host from inside it.
 pub async fn connect(target: &Target, host: &str, port: u16) -> Result<tokio::net::TcpStream, String> {
-    let ip = if host.is_empty() { target.ip } else { host.parse().map_err(|_| format!("the host {host:?} is not an IP address"))? };
+    let ip = if host.is_empty() {
+        target.ip
+    } else {
+        host.parse().map_err(|_| format!("the host {host:?} is not an IP address"))?
+    };
     let address = SocketAddr::new(ip, port);
-    netns::connect(target.netns.as_deref(), address).await.map_err(|error| format!("dial tcp {address}: connect: {}", words(&error)))
+    netns::connect(target.netns.as_deref(), address)
+        .await
+        .map_err(|error| format!("dial tcp {address}: connect: {}", words(&error)))
 }
 
 fn words(error: &std::io::Error) -> String {
@@ -151,7 +166,14 @@ fn words(error: &std::io::Error) -> String {
     }
 }
 
-async fn http(target: &Target, host: &str, port: u16, path: &str, tls: bool, headers: &[(String, String)]) -> Result<String, String> {
+async fn http(
+    target: &Target,
+    host: &str,
+    port: u16,
+    path: &str,
+    tls: bool,
+    headers: &[(String, String)],
+) -> Result<String, String> {
     let stream = connect(target, host, port).await?;
     if tls {
         return Err("HTTPS probes are not supported by this node yet; use an exec or TCP probe".into());
@@ -167,7 +189,8 @@ async fn http(target: &Target, host: &str, port: u16, path: &str, tls: bool, hea
     for (name, value) in headers {
         request = request.header(name, value);
     }
-    let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|error| format!("the probe's request: {error}"))?;
+    let request =
+        request.body(Empty::<bytes::Bytes>::new()).map_err(|error| format!("the probe's request: {error}"))?;
     let fail = |error: hyper::Error| format!("Get \"http://{name}:{port}{path}\": {error}");
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
     let driver = tokio::spawn(connection);
@@ -183,7 +206,11 @@ async fn http(target: &Target, host: &str, port: u16, path: &str, tls: bool, hea
     let body = Limited::new(answer.into_body(), OUTPUT_BYTES_MAX).collect().await;
     driver.abort();
     let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
-    if (200..400).contains(&status.as_u16()) { Ok(text) } else { Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())) }
+    if (200..400).contains(&status.as_u16()) {
+        Ok(text)
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +220,8 @@ mod tests {
 
     #[test]
     fn looks() {
-        let container: Container = serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
+        let container: Container =
+            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
         let check = |probe: serde_json::Value, expect: Result<Look, &str>| {
             let probe: Probe = serde_json::from_value(probe).unwrap();
             let got = Look::of_probe(&probe, &container);

@@ -83,12 +83,25 @@ impl Context {
     /// Tells an event. `container`: none for the pod itself; init containers are told apart by the pod's object.
     pub async fn event(&self, pod: &Pod, container: Option<&str>, warning: bool, reason: &str, message: String) {
         let id = identity(pod);
-        let init = |name: &str| pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).any(|container| container.name == name);
+        let init = |name: &str| {
+            pod.spec
+                .iter()
+                .flat_map(|spec| spec.init_containers.iter().flatten())
+                .any(|container| container.name == name)
+        };
         let field_path = container.map_or(String::new(), |name| {
             let list = if init(name) { "initContainers" } else { "containers" };
             format!("spec.{list}{{{name}}}")
         });
-        let event = PodEvent { namespace: id.namespace, name: id.name, uid: id.uid, field_path, warning, reason: reason.to_owned(), message };
+        let event = PodEvent {
+            namespace: id.namespace,
+            name: id.name,
+            uid: id.uid,
+            field_path,
+            warning,
+            reason: reason.to_owned(),
+            message,
+        };
         let _ = self.reports.send(Report::Event(event)).await;
     }
 }

@@ -31,7 +31,11 @@ pub fn environment(
         if let Some(reference) = &source.config_map_ref {
             let key = (namespace.to_owned(), reference.name.clone());
             match desired.config_maps.get(&key) {
-                Some(map) => map.data.iter().flatten().for_each(|(name, value)| env.set(format!("{prefix}{name}"), value.clone())),
+                Some(map) => map
+                    .data
+                    .iter()
+                    .flatten()
+                    .for_each(|(name, value)| env.set(format!("{prefix}{name}"), value.clone())),
                 None if reference.optional == Some(true) => {}
                 None => return Err(format!("configmap {:?} not found", reference.name)),
             }
@@ -100,7 +104,10 @@ fn referenced(
         let other = reference.container_name.as_deref().filter(|name| !name.is_empty());
         let spec = pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
         let of = match other {
-            Some(name) => spec.into_iter().find(|container| container.name == name).ok_or_else(|| format!("container {name:?} not found"))?,
+            Some(name) => spec
+                .into_iter()
+                .find(|container| container.name == name)
+                .ok_or_else(|| format!("container {name:?} not found"))?,
             None => container,
         };
         return resource_field(of, &reference.resource, reference.divisor.as_ref(), node).map(Some);
@@ -150,7 +157,10 @@ fn service_variables(services: &[std::sync::Arc<Service>], namespace: &str, link
         variables.push((format!("{base}_SERVICE_HOST"), ip.to_owned()));
         variables.push((format!("{base}_SERVICE_PORT"), first.port.to_string()));
         for port in ports.iter().filter(|port| port.name.as_deref().is_some_and(|name| !name.is_empty())) {
-            variables.push((format!("{base}_SERVICE_PORT_{}", word(port.name.as_deref().unwrap_or_default())), port.port.to_string()));
+            variables.push((
+                format!("{base}_SERVICE_PORT_{}", word(port.name.as_deref().unwrap_or_default())),
+                port.port.to_string(),
+            ));
         }
         for (index, port) in ports.iter().enumerate() {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
@@ -196,23 +206,38 @@ mod tests {
             let got = environment(&pod, own, &desired(), &Situation::default(), NodeCapacity::default());
             match expect {
                 Ok(pairs) => {
-                    let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+                    let pairs: Vec<_> =
+                        pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
                     assert_eq!(got, Ok(pairs));
                 }
                 Err(part) => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
             }
         };
-        check(json!({"name": "c", "env": [{"name": "A", "value": "x"}, {"name": "B", "value": "$(A)$(NO)$$(A)"}]}),
-            Ok(&[("A", "x"), ("B", "x$(NO)$(A)")]));
-        check(json!({"name": "c", "envFrom": [{"prefix": "P_", "configMapRef": {"name": "cm"}}], "env": [{"name": "P_a", "value": "over"}]}),
-            Ok(&[("P_a", "over"), ("P_b", "2")]));
-        check(json!({"name": "c", "env": [{"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
-            {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}), Ok(&[("PW", "secret"), ("N", "p")]));
-        check(json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "a", "optional": true}}}]}), Ok(&[]));
-        check(json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "a"}}}]}),
-            Err("configmap \"no\" not found"));
-        check(json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no"}}}]}),
-            Err("couldn't find key no in ConfigMap n/cm"));
+        check(
+            json!({"name": "c", "env": [{"name": "A", "value": "x"}, {"name": "B", "value": "$(A)$(NO)$$(A)"}]}),
+            Ok(&[("A", "x"), ("B", "x$(NO)$(A)")]),
+        );
+        check(
+            json!({"name": "c", "envFrom": [{"prefix": "P_", "configMapRef": {"name": "cm"}}], "env": [{"name": "P_a", "value": "over"}]}),
+            Ok(&[("P_a", "over"), ("P_b", "2")]),
+        );
+        check(
+            json!({"name": "c", "env": [{"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
+            {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}),
+            Ok(&[("PW", "secret"), ("N", "p")]),
+        );
+        check(
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "a", "optional": true}}}]}),
+            Ok(&[]),
+        );
+        check(
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "a"}}}]}),
+            Err("configmap \"no\" not found"),
+        );
+        check(
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no"}}}]}),
+            Err("couldn't find key no in ConfigMap n/cm"),
+        );
         check(json!({"name": "c", "envFrom": [{"secretRef": {"name": "no"}}]}), Err("secret \"no\" not found"));
     }
 

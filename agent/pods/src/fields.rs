@@ -68,7 +68,8 @@ mod tests {
             "spec": {"containers": [], "serviceAccountName": "sa"}
         }))
         .unwrap();
-        let situation = Situation { node_name: "node".into(), host_ips: vec!["1.1.1.1".into()], pod_ips: vec!["2.2.2.2".into()] };
+        let situation =
+            Situation { node_name: "node".into(), host_ips: vec!["1.1.1.1".into()], pod_ips: vec!["2.2.2.2".into()] };
         let check = |path: &str, volume: bool, expect: Option<&str>| {
             assert_eq!(field(&pod, path, &situation, volume).ok().as_deref(), expect, "{path}");
         };

@@ -36,7 +36,13 @@ pub fn hosts(pod: &Pod, hostname: &str, domain: &str, pod_ips: &[String], host_f
             text.push('\n');
         }
     } else {
-        for line in ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::\tip6-localnet", "ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"] {
+        for line in [
+            "127.0.0.1\tlocalhost",
+            "::1\tlocalhost ip6-localhost ip6-loopback",
+            "fe00::\tip6-localnet",
+            "ff02::1\tip6-allnodes",
+            "ff02::2\tip6-allrouters",
+        ] {
             text.push_str(line);
             text.push('\n');
         }
@@ -48,7 +54,11 @@ pub fn hosts(pod: &Pod, hostname: &str, domain: &str, pod_ips: &[String], host_f
         }
     }
     for alias in spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()) {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")));
+        text.push_str(&format!(
+            "{}\t{}\n",
+            alias.ip,
+            alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
+        ));
     }
     text
 }
@@ -86,7 +96,8 @@ impl Resolver {
     /// The node's own, from the first file with a server that a pod can reach.
     pub fn of_host() -> Resolver {
         let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-        let parsed = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).map(|text| Resolver::parse(&text));
+        let parsed =
+            files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).map(|text| Resolver::parse(&text));
         let mut last = Resolver::default();
         for resolver in parsed {
             if !resolver.nameservers.is_empty() {
@@ -164,7 +175,10 @@ mod tests {
             let spec: PodSpec = serde_json::from_value(spec).unwrap();
             assert_eq!(resolver(&spec, "n", &["10.43.0.10".into()], "cluster.local", &host).text(), expect, "{spec:?}");
         };
-        check(json!({}), "nameserver 10.43.0.10\nsearch n.svc.cluster.local svc.cluster.local cluster.local lan\noptions ndots:5\n");
+        check(
+            json!({}),
+            "nameserver 10.43.0.10\nsearch n.svc.cluster.local svc.cluster.local cluster.local lan\noptions ndots:5\n",
+        );
         check(json!({"hostNetwork": true}), "nameserver 9.9.9.9\nsearch lan\noptions edns0\n");
         check(json!({"dnsPolicy": "Default"}), "nameserver 9.9.9.9\nsearch lan\noptions edns0\n");
         check(

@@ -16,8 +16,9 @@ const SERVING: u64 = 1;
 pub async fn check(target: &Target, port: u16, service: &str) -> Result<String, String> {
     let stream = connect(target, "", port).await?;
     let fail = |error: String| format!("grpc {}:{port}: {error}", target.ip);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|error| fail(error.to_string()))?;
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .map_err(|error| fail(error.to_string()))?;
     let driver = AbortOnDrop(Mutex::new(Some(tokio::spawn(connection))));
     let request = Request::post(format!("http://{}:{port}/grpc.health.v1.Health/Check", target.ip))
         .header("content-type", "application/grpc")
@@ -32,7 +33,12 @@ pub async fn check(target: &Target, port: u16, service: &str) -> Result<String, 
     drop(driver);
     match late.or(early).as_ref().and_then(|status| status.to_str().ok()) {
         Some("0") => {}
-        other => return Err(format!("service unhealthy: the health call ended with gRPC status {}", other.unwrap_or("unknown"))),
+        other => {
+            return Err(format!(
+                "service unhealthy: the health call ended with gRPC status {}",
+                other.unwrap_or("unknown")
+            ));
+        }
     }
     match decode(&body.to_bytes()) {
         Some(SERVING) => Ok("service healthy".into()),

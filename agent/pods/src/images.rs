@@ -4,9 +4,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use skiff_runtime::image::{Credentials, ImageName};
 use skiff_runtime::{ImageRecord, ImageStore};
-use tokio::sync::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 use crate::traits::{EnsuredImage, ImageError, ImageSource, PullPolicy};
 
@@ -23,8 +23,14 @@ impl RegistryImages {
         RegistryImages { store, pulls: Arc::default() }
     }
 
-    async fn find(self, image: String, policy: PullPolicy, pull_configs: Vec<Vec<u8>>) -> Result<EnsuredImage, ImageError> {
-        let name = ImageName::parse(&image).map_err(|error| ImageError::InvalidName { image: image.clone(), why: error.to_string() })?;
+    async fn find(
+        self,
+        image: String,
+        policy: PullPolicy,
+        pull_configs: Vec<Vec<u8>>,
+    ) -> Result<EnsuredImage, ImageError> {
+        let name = ImageName::parse(&image)
+            .map_err(|error| ImageError::InvalidName { image: image.clone(), why: error.to_string() })?;
         let present = self.store.resolve(&image);
         match (policy, present) {
             (PullPolicy::Never, None) => return Err(ImageError::NeverPull { image }),
@@ -38,7 +44,8 @@ impl RegistryImages {
         {
             return Ok(ensured(record, &name, true));
         }
-        let known: Vec<Credentials> = pull_configs.iter().filter_map(|config| Credentials::from_docker_config(config, &name)).collect();
+        let known: Vec<Credentials> =
+            pull_configs.iter().filter_map(|config| Credentials::from_docker_config(config, &name)).collect();
         let mut last = None;
         for credentials in known.iter().map(Some).chain([None]) {
             match self.store.pull(&image, credentials).await {
@@ -52,7 +59,8 @@ impl RegistryImages {
 
 fn ensured(record: ImageRecord, name: &ImageName, present: bool) -> EnsuredImage {
     let family = format!("{}@", name.family());
-    let image_ref = record.repo_digests.iter().find(|digest| digest.starts_with(&family)).or(record.repo_digests.first());
+    let image_ref =
+        record.repo_digests.iter().find(|digest| digest.starts_with(&family)).or(record.repo_digests.first());
     EnsuredImage {
         image_ref: image_ref.cloned().unwrap_or_else(|| record.id.to_string()),
         id: record.id.to_string(),
@@ -63,7 +71,12 @@ fn ensured(record: ImageRecord, name: &ImageName, present: bool) -> EnsuredImage
 }
 
 impl ImageSource for RegistryImages {
-    fn ensure(&self, image: String, policy: PullPolicy, pull_configs: Vec<Vec<u8>>) -> BoxFuture<'static, Result<EnsuredImage, ImageError>> {
+    fn ensure(
+        &self,
+        image: String,
+        policy: PullPolicy,
+        pull_configs: Vec<Vec<u8>>,
+    ) -> BoxFuture<'static, Result<EnsuredImage, ImageError>> {
         self.clone().find(image, policy, pull_configs).boxed()
     }
 }

@@ -43,7 +43,15 @@ impl Killer {
         if let Some(hook) = hook.filter(|_| self.hook)
             && let Err(why) = run_hook(hook, &self.container, &self.target, self.grace).await
         {
-            self.ctx.event(&self.pod, Some(&self.container.name), true, "FailedPreStopHook", format!("PreStopHook failed: {why}")).await;
+            self.ctx
+                .event(
+                    &self.pod,
+                    Some(&self.container.name),
+                    true,
+                    "FailedPreStopHook",
+                    format!("PreStopHook failed: {why}"),
+                )
+                .await;
         }
         let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_AFTER_HOOK.min(self.grace));
         // An error says that it has ended already.

@@ -53,5 +53,7 @@ pub use logs::LogRange;
 pub use manager::Pods;
 pub use resources::{NodeCapacity, qos_class};
 pub use streams::{ExecRequest, ExecStream, LogRequest, Output, StreamError};
-pub use traits::{EnsuredImage, HostPort, ImageError, ImageSource, PodIdentity, PodNetwork, PullPolicy, TokenRequest, TokenSource};
+pub use traits::{
+    EnsuredImage, HostPort, ImageError, ImageSource, PodIdentity, PodNetwork, PullPolicy, TokenRequest, TokenSource,
+};
 pub use visible::{Directory, VisibleContainer, VisiblePod};

@@ -44,7 +44,11 @@ pub struct LogRange {
 }
 
 /// Streams a log. `lives`: whether more may come.
-pub fn stream(path: PathBuf, range: LogRange, lives: impl Fn() -> bool + Send + Sync + 'static) -> mpsc::Receiver<io::Result<Bytes>> {
+pub fn stream(
+    path: PathBuf,
+    range: LogRange,
+    lives: impl Fn() -> bool + Send + Sync + 'static,
+) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
         let mut reader = Reader { since: range.since_ms.map(rfc3339), range, sent: 0, pending: Vec::new() };
@@ -67,7 +71,12 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&mut self, path: &Path, lives: &(impl Fn() -> bool + Sync), sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+    async fn run(
+        &mut self,
+        path: &Path,
+        lives: &(impl Fn() -> bool + Sync),
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+    ) -> io::Result<()> {
         let watcher = if self.range.follow { path.parent().and_then(|dir| Watcher::new(dir).ok()) } else { None };
         let files = files(path);
         let (first, offset) = match self.range.tail_lines {
@@ -144,7 +153,10 @@ impl Reader {
 /// One line of the file as the reader wants it.
 fn entry(line: &[u8], since: Option<&str>, timestamps: bool, out: &mut Vec<u8>) {
     let mut fields = line.splitn(4, |byte| *byte == b' ');
-    let (Some(time), Some(_), Some(tag), Some(text)) = (fields.next(), fields.next(), fields.next(), fields.next()) else { return };
+    let (Some(time), Some(_), Some(tag), Some(text)) = (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return;
+    };
     // All times have the same shape, so their order is that of their text.
     if since.is_some_and(|since| time < since.as_bytes()) {
         return;
@@ -235,7 +247,14 @@ impl Watcher {
         // SAFETY: as above.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         // SAFETY: the path lives for the call.
-        if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO) } < 0 {
+        if unsafe {
+            libc::inotify_add_watch(
+                fd.as_raw_fd(),
+                path.as_ptr(),
+                libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO,
+            )
+        } < 0
+        {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is owned by the registration and always answers with the same number.
@@ -273,7 +292,11 @@ mod tests {
     async fn parts_of_a_log() {
         let dir = directory("parts");
         let path = dir.join("0.log");
-        fs::write(dir.join("0.log.1"), "2026-01-01T00:00:00.000000000Z stdout F one\n2026-01-01T00:00:01.000000000Z stderr F two\n").unwrap();
+        fs::write(
+            dir.join("0.log.1"),
+            "2026-01-01T00:00:00.000000000Z stdout F one\n2026-01-01T00:00:01.000000000Z stderr F two\n",
+        )
+        .unwrap();
         fs::write(&path, "2026-01-01T00:00:02.000000000Z stdout P thr\n2026-01-01T00:00:02.500000000Z stdout F ee\n2026-01-01T00:00:03.000000000Z stdout F \n").unwrap();
         let check = async |range: LogRange, expect: &str| {
             assert_eq!(text(stream(path.clone(), range.clone(), || false)).await, expect, "{range:?}");
@@ -300,7 +323,9 @@ mod tests {
         fs::write(&path, line("a")).unwrap();
         let lives = std::sync::Arc::new(AtomicBool::new(true));
         let seen = lives.clone();
-        let mut receiver = stream(path.clone(), LogRange { follow: true, ..LogRange::default() }, move || seen.load(Ordering::Relaxed));
+        let mut receiver = stream(path.clone(), LogRange { follow: true, ..LogRange::default() }, move || {
+            seen.load(Ordering::Relaxed)
+        });
         assert_eq!(&receiver.recv().await.unwrap().unwrap()[..], b"a\n");
         fs::rename(&path, dir.join("0.log.1")).unwrap();
         fs::write(&path, line("b")).unwrap();

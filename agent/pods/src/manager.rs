@@ -70,8 +70,12 @@ impl PartialEq for Object {
     fn eq(&self, other: &Object) -> bool {
         let same = |a: Option<*const ()>, b: Option<*const ()>| a == b;
         match (self, other) {
-            (Object::Map(a), Object::Map(b)) => same(a.as_ref().map(|a| Arc::as_ptr(a).cast()), b.as_ref().map(|b| Arc::as_ptr(b).cast())),
-            (Object::Secret(a), Object::Secret(b)) => same(a.as_ref().map(|a| Arc::as_ptr(a).cast()), b.as_ref().map(|b| Arc::as_ptr(b).cast())),
+            (Object::Map(a), Object::Map(b)) => {
+                same(a.as_ref().map(|a| Arc::as_ptr(a).cast()), b.as_ref().map(|b| Arc::as_ptr(b).cast()))
+            }
+            (Object::Secret(a), Object::Secret(b)) => {
+                same(a.as_ref().map(|a| Arc::as_ptr(a).cast()), b.as_ref().map(|b| Arc::as_ptr(b).cast()))
+            }
             _ => false,
         }
     }
@@ -154,13 +158,19 @@ impl Manager {
                     known.input.send_if_modified(|input| {
                         let changed = touched || input.removed || input.hold != hold || !Arc::ptr_eq(&input.pod, pod);
                         if changed {
-                            *input = Input { pod: pod.clone(), removed: false, hold, objects: input.objects + u64::from(touched) };
+                            *input = Input {
+                                pod: pod.clone(),
+                                removed: false,
+                                hold,
+                                objects: input.objects + u64::from(touched),
+                            };
                         }
                         changed
                     });
                 }
                 None => {
-                    let (input, receiver) = watch::channel(Input { pod: pod.clone(), removed: false, hold, objects: 0 });
+                    let (input, receiver) =
+                        watch::channel(Input { pod: pod.clone(), removed: false, hold, objects: 0 });
                     self.pods.insert(uid.clone(), Known { input, objects });
                     let actor = Actor::new(self.ctx.clone(), self.directory.clone(), receiver);
                     self.spawn(uid, actor);

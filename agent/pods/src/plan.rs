@@ -88,7 +88,10 @@ pub fn plan(wanted: PodState<'_>, observed: &Observed, now_ms: u64) -> Plan {
         return plan;
     }
     let deleted = wanted.removed || (wanted.pod.metadata.deletion_timestamp.is_some() && !wanted.hold);
-    if !deleted && observed.end.is_none() && let Some(limit) = spec.active_deadline_seconds {
+    if !deleted
+        && observed.end.is_none()
+        && let Some(limit) = spec.active_deadline_seconds
+    {
         let deadline = observed.start_ms + limit.max(0) as u64 * 1000;
         if plan.due(deadline, now_ms) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
@@ -209,7 +212,8 @@ fn containers(plan: &mut Plan, spec: &PodSpec, observed: &Observed, now_ms: u64)
     for container in &spec.containers {
         start(plan, container, &|code| restarts(spec, code));
     }
-    let over = spec.containers.iter().all(|container| seen(container).exit().is_some_and(|exit| !restarts(spec, exit.code)));
+    let over =
+        spec.containers.iter().all(|container| seen(container).exit().is_some_and(|exit| !restarts(spec, exit.code)));
     if over {
         let failed = spec.containers.iter().any(|container| seen(container).exit().is_some_and(|exit| exit.code != 0));
         end(plan, observed, End { failed, reason: String::new(), message: String::new() });
@@ -231,7 +235,8 @@ pub fn grace_seconds(pod: &Pod) -> u64 {
 
 fn stop(plan: &mut Plan, wanted: PodState<'_>, spec: &PodSpec, observed: &Observed, deleted: bool) {
     let grace_seconds = grace_seconds(wanted.pod);
-    let active = |container: &&Container| observed.containers.get(&container.name).is_some_and(ContainerObserved::active);
+    let active =
+        |container: &&Container| observed.containers.get(&container.name).is_some_and(ContainerObserved::active);
     let kill = |plan: &mut Plan, container: &Container| {
         plan.actions.push(Action::Kill { name: container.name.clone(), grace_seconds });
     };
@@ -258,5 +263,160 @@ fn stop(plan: &mut Plan, wanted: PodState<'_>, spec: &PodSpec, observed: &Observ
     }
     if deleted && !matches!(observed.volumes, Volumes::Preparing) {
         plan.actions.push(Action::Clean);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::Exit;
+    use serde_json::json;
+
+    fn pod(spec: serde_json::Value, deleted: bool) -> Pod {
+        let mut object = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec});
+        if deleted {
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            object["metadata"]["deletionGracePeriodSeconds"] = json!(7);
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn exited(code: i32, finished_ms: u64) -> Stage {
+        Stage::Exited(Exit { code, finished_ms, ..Exit::default() })
+    }
+
+    fn running() -> Stage {
+        Stage::Running { started_ms: 0, killing: false }
+    }
+
+    /// Names and stages of containers in a pod whose sandbox and files are ready.
+    fn observed(stages: &[(&str, Stage, bool)]) -> Observed {
+        let containers = stages.iter().map(|(name, stage, started)| {
+            (
+                name.to_string(),
+                ContainerObserved { stage: stage.clone(), started: *started, ..ContainerObserved::default() },
+            )
+        });
+        Observed {
+            sandbox: Sandbox::Ready { ip: None },
+            volumes: Volumes::Ready,
+            containers: containers.collect(),
+            ..Observed::default()
+        }
+    }
+
+    fn words(plan: &Plan) -> String {
+        let word = |action: &Action| match action {
+            Action::Start { name } => format!("start {name}"),
+            Action::Kill { name, grace_seconds } => format!("kill {name} {grace_seconds}"),
+            Action::End(end) => format!("end {}", if end.failed { "failed" } else { "succeeded" }),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        plan.actions.iter().map(word).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn the_way_up() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}), false);
+        let check = |sandbox: Sandbox, volumes: Volumes, expect: &str| {
+            let observed = Observed { sandbox: sandbox.clone(), volumes, ..Observed::default() };
+            assert_eq!(
+                words(&plan(PodState { pod: &pod, removed: false, hold: false }, &observed, 100)),
+                expect,
+                "{sandbox:?}"
+            );
+        };
+        let ready = Sandbox::Ready { ip: None };
+        check(Sandbox::None, Volumes::None, "createsandbox");
+        check(Sandbox::Creating, Volumes::None, "");
+        check(Sandbox::Failed { message: String::new(), retry_ms: 200 }, Volumes::None, "");
+        check(Sandbox::Failed { message: String::new(), retry_ms: 100 }, Volumes::None, "createsandbox");
+        check(Sandbox::Lost, Volumes::Ready, "teardown");
+        check(ready.clone(), Volumes::None, "preparevolumes");
+        check(ready.clone(), Volumes::Preparing, "");
+        check(ready, Volumes::Ready, "start a");
+    }
+
+    #[test]
+    fn containers_in_order() {
+        let check = |spec: serde_json::Value, stages: &[(&str, Stage, bool)], expect: &str| {
+            let pod = pod(spec.clone(), false);
+            let got = plan(PodState { pod: &pod, removed: false, hold: false }, &observed(stages), 1_000_000);
+            assert_eq!(words(&got), expect, "{spec} {stages:?}");
+        };
+        let two =
+            json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}, {"name": "b"}]});
+        check(two.clone(), &[], "start i");
+        check(two.clone(), &[("i", running(), true)], "");
+        check(two.clone(), &[("i", exited(0, 0), false)], "start j");
+        check(two.clone(), &[("i", exited(1, 0), false)], "start i");
+        check(two.clone(), &[("i", exited(0, 0), false), ("j", exited(0, 0), false)], "start a, start b");
+        check(
+            two.clone(),
+            &[("i", exited(0, 0), false), ("j", exited(0, 0), false), ("a", running(), true)],
+            "start b",
+        );
+        check(two, &[("a", exited(0, 0), false), ("b", running(), true)], "start a");
+        let never = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+        check(never.clone(), &[("i", exited(1, 0), false)], "end failed");
+        check(never.clone(), &[("i", exited(0, 0), false), ("a", exited(0, 0), false)], "end succeeded");
+        check(never, &[("i", exited(0, 0), false), ("a", exited(2, 0), false)], "end failed");
+        let on_failure = json!({"restartPolicy": "OnFailure", "containers": [{"name": "a"}, {"name": "b"}]});
+        check(on_failure.clone(), &[("a", exited(0, 0), false), ("b", exited(1, 0), false)], "start b");
+        check(on_failure, &[("a", exited(0, 0), false), ("b", exited(0, 0), false)], "end succeeded");
+        let sidecar = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}], "containers": [{"name": "a"}]});
+        check(sidecar.clone(), &[("s", running(), false)], "");
+        check(sidecar.clone(), &[("s", running(), true)], "start i");
+        check(sidecar.clone(), &[("s", running(), true), ("i", exited(0, 0), false)], "start a");
+        check(sidecar, &[("s", exited(0, 0), false), ("i", exited(0, 0), false), ("a", running(), true)], "start s");
+    }
+
+    #[test]
+    fn restarts_wait() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}), false);
+        let mut observed = observed(&[("a", exited(1, 50_000), false)]);
+        let mut check = |wait_ms: u64, now: u64, expect: &str, wake: Option<u64>| {
+            if let Some(seen) = observed.containers.get_mut("a") {
+                (seen.backoff.wait_ms, seen.backoff.attempt_ms) = (wait_ms, 40_000);
+            }
+            let got = plan(PodState { pod: &pod, removed: false, hold: false }, &observed, now);
+            assert_eq!((words(&got).as_str(), got.wake_ms), (expect, wake), "{wait_ms} {now}");
+        };
+        check(0, 50_000, "start a", None);
+        check(10_000, 50_000, "", Some(60_000));
+        check(10_000, 60_000, "start a", None);
+    }
+
+    #[test]
+    fn the_way_down() {
+        let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
+        let pod = pod(spec, true);
+        let check = |hold: bool, stages: &[(&str, Stage, bool)], sandbox: Sandbox, expect: &str| {
+            let observed = Observed { sandbox, ..observed(stages) };
+            assert_eq!(words(&plan(PodState { pod: &pod, removed: false, hold }, &observed, 1)), expect, "{stages:?}");
+        };
+        let ready = || Sandbox::Ready { ip: None };
+        let all = [("s", running(), true), ("t", running(), true), ("a", running(), true)];
+        check(true, &all, ready(), "");
+        check(false, &all, ready(), "kill a 7");
+        check(false, &[all[0].clone(), all[1].clone(), ("a", exited(0, 0), false)], ready(), "kill t 7");
+        check(false, &[all[0].clone(), ("t", exited(0, 0), false), ("a", exited(0, 0), false)], ready(), "kill s 7");
+        check(false, &[("a", exited(0, 0), false)], ready(), "teardown");
+        check(false, &[("a", exited(0, 0), false)], Sandbox::TearingDown, "");
+        check(false, &[("a", exited(0, 0), false)], Sandbox::None, "clean");
+        check(false, &[], Sandbox::None, "clean");
+    }
+
+    #[test]
+    fn deadlines() {
+        let pod = pod(json!({"activeDeadlineSeconds": 5, "containers": [{"name": "a"}]}), false);
+        let state = PodState { pod: &pod, removed: false, hold: false };
+        let mut observed = observed(&[("a", running(), true)]);
+        observed.start_ms = 1000;
+        let early = plan(state, &observed, 2000);
+        assert_eq!((words(&early).as_str(), early.wake_ms), ("", Some(6000)));
+        assert_eq!(words(&plan(state, &observed, 6000)), "end failed");
+        observed.end = Some(End { failed: true, reason: String::new(), message: String::new() });
+        assert_eq!(words(&plan(state, &observed, 6000)), "kill a 30");
     }
 }

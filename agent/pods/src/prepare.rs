@@ -59,13 +59,24 @@ pub async fn tear_down(ctx: &Context, pod: &Pod, made: Option<RuntimePod>) -> Re
 
 /// Writes everything that Skiff writes into a pod's volumes, and the pod's own small files. Gives the time at which a
 /// token wants to be renewed (`u64::MAX` for never).
-pub async fn files(ctx: &Context, pod: &Arc<Pod>, made: &RuntimePod, ip: Option<&str>, paths: &PodPaths) -> Result<u64, String> {
+pub async fn files(
+    ctx: &Context,
+    pod: &Arc<Pod>,
+    made: &RuntimePod,
+    ip: Option<&str>,
+    paths: &PodPaths,
+) -> Result<u64, String> {
     let mut tokens = BTreeMap::new();
     let mut renew_ms = u64::MAX;
     for request in volumes::token_requests(pod) {
         let key = (request.audience.clone(), request.expiration_seconds);
         let life_ms = request.expiration_seconds.max(0) as u64 * 1000;
-        let token = ctx.deps.tokens.service_account_token(request).await.map_err(|error| format!("get a service account token: {error}"))?;
+        let token = ctx
+            .deps
+            .tokens
+            .service_account_token(request)
+            .await
+            .map_err(|error| format!("get a service account token: {error}"))?;
         tokens.insert(key, token);
         renew_ms = renew_ms.min(now_ms() + life_ms * TOKEN_FRESH.0 / TOKEN_FRESH.1);
     }
@@ -106,7 +117,8 @@ fn write_small(dir: &Path, texts: &Texts) -> Result<(), String> {
         if fs::read_to_string(&file).is_ok_and(|have| have == *text) {
             continue;
         }
-        let written = fs::write(&file, text).and_then(|()| fs::set_permissions(&file, PermissionsExt::from_mode(0o644)));
+        let written =
+            fs::write(&file, text).and_then(|()| fs::set_permissions(&file, PermissionsExt::from_mode(0o644)));
         written.map_err(|error| format!("write {}: {error}", file.display()))?;
     }
     Ok(())
@@ -125,7 +137,12 @@ fn write_volumes(sources: &Sources<'_>, made: &RuntimePod, paths: &PodPaths) -> 
         if place.content != Content::Files {
             continue;
         }
-        let volume = sources.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).find(|volume| volume.name == place.name);
+        let volume = sources
+            .pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.volumes.iter().flatten())
+            .find(|volume| volume.name == place.name);
         if let Some(volume) = volume {
             let files = sources.render(volume).map_err(fail)?;
             atomic::write(&reachable, &files, group).map_err(|error| fail(error.to_string()))?;
@@ -151,6 +168,9 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 pub fn follows_objects(pod: &Pod) -> bool {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     volumes.into_iter().any(|volume| {
-        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some()
+        volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || volume.downward_api.is_some()
     })
 }

@@ -71,7 +71,13 @@ impl Streak {
 
 /// Probes until it is dropped. `age`: how long the container has run already (after the agent came back).
 /// `restored`: what was known then.
-pub async fn run(container: Container, target: Target, age: Duration, restored: (bool, bool), news: mpsc::Sender<News>) {
+pub async fn run(
+    container: Container,
+    target: Target,
+    age: Duration,
+    restored: (bool, bool),
+    news: mpsc::Sender<News>,
+) {
     let (mut started, ready) = restored;
     if let Some(probe) = container.startup_probe.as_ref().filter(|_| !started) {
         match watch(Kind::Startup, probe, &container, &target, age, None, &news).await {
@@ -107,10 +113,13 @@ async fn watch(
     mut ready: Option<bool>,
     news: &mpsc::Sender<News>,
 ) -> Option<bool> {
-    let positive = |value: Option<i32>, default: i32| u64::from(value.filter(|value| *value > 0).unwrap_or(default).unsigned_abs());
+    let positive = |value: Option<i32>, default: i32| {
+        u64::from(value.filter(|value| *value > 0).unwrap_or(default).unsigned_abs())
+    };
     let period = Duration::from_secs(positive(probe.period_seconds, 10));
     let timeout = Duration::from_secs(positive(probe.timeout_seconds, 1));
-    let (successes, failures) = (positive(probe.success_threshold, 1) as u32, positive(probe.failure_threshold, 3) as u32);
+    let (successes, failures) =
+        (positive(probe.success_threshold, 1) as u32, positive(probe.failure_threshold, 3) as u32);
     let grace = probe.termination_grace_period_seconds.map(i64::unsigned_abs);
     let delay = Duration::from_secs(probe.initial_delay_seconds.unwrap_or(0).max(0) as u64).saturating_sub(age);
     tokio::time::sleep(delay).await;

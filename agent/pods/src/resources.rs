@@ -50,7 +50,8 @@ pub fn container_resources(container: &Container, pids: u64) -> Resources {
 /// Weight of a whole pod among pods: the sum of its containers' requests.
 pub fn pod_resources(pod: &Pod) -> Resources {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let millis: i64 = containers.filter_map(|container| container.resources.as_ref().and_then(|wanted| of(wanted, "cpu").0)).sum();
+    let millis: i64 =
+        containers.filter_map(|container| container.resources.as_ref().and_then(|wanted| of(wanted, "cpu").0)).sum();
     Resources { cpu_shares: shares(millis), ..Resources::default() }
 }
 
@@ -63,8 +64,10 @@ fn shares(millis: i64) -> u64 {
 pub fn qos_class(pod: &Pod) -> &'static str {
     let Some(spec) = &pod.spec else { return "BestEffort" };
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let set = |list: Option<&List>| ["cpu", "memory"].iter().any(|name| amount(list, name).is_some_and(|amount| amount > 0));
-    let any = containers().filter_map(|c| c.resources.as_ref()).any(|r| set(r.requests.as_ref()) || set(r.limits.as_ref()));
+    let set =
+        |list: Option<&List>| ["cpu", "memory"].iter().any(|name| amount(list, name).is_some_and(|amount| amount > 0));
+    let any =
+        containers().filter_map(|c| c.resources.as_ref()).any(|r| set(r.requests.as_ref()) || set(r.limits.as_ref()));
     if !any {
         return "BestEffort";
     }
@@ -93,7 +96,12 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node: NodeCapacity) -> i3
 }
 
 /// The value of a `resourceFieldRef`: divided by the divisor and rounded up; an unset limit is what the node has.
-pub fn resource_field(container: &Container, resource: &str, divisor: Option<&Quantity>, node: NodeCapacity) -> Result<String, String> {
+pub fn resource_field(
+    container: &Container,
+    resource: &str,
+    divisor: Option<&Quantity>,
+    node: NodeCapacity,
+) -> Result<String, String> {
     let wanted = container.resources.as_ref();
     let (kind, name) = resource.split_once('.').unwrap_or(("", resource));
     let whole = match name {
@@ -108,10 +116,11 @@ pub fn resource_field(container: &Container, resource: &str, divisor: Option<&Qu
         "requests" => wanted.and_then(|wanted| of(wanted, name).0).unwrap_or(0),
         _ => return Err(format!("unsupported container resource: {resource}")),
     };
-    let divisor = match divisor.map(|divisor| Parsed::parse(&divisor.0)).transpose().map_err(|error| error.to_string())? {
-        Some(divisor) if !divisor.is_zero() => divisor,
-        _ => Parsed::from_units(1, skiff_api::quantity::Format::Decimal),
-    };
+    let divisor =
+        match divisor.map(|divisor| Parsed::parse(&divisor.0)).transpose().map_err(|error| error.to_string())? {
+            Some(divisor) if !divisor.is_zero() => divisor,
+            _ => Parsed::from_units(1, skiff_api::quantity::Format::Decimal),
+        };
     let divisor = if name == "cpu" { divisor.milli_value() } else { divisor.value() };
     Ok((value.max(0) as u64).div_ceil(divisor.max(1) as u64).to_string())
 }
@@ -140,7 +149,9 @@ mod tests {
     #[test]
     fn classes() {
         let check = |resources: serde_json::Value, expect: &str| {
-            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": resources}]}})).unwrap();
+            let pod: Pod =
+                serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": resources}]}}))
+                    .unwrap();
             assert_eq!(qos_class(&pod), expect, "{pod:?}");
         };
         check(json!({}), "BestEffort");
@@ -155,7 +166,11 @@ mod tests {
         let own = container(json!({"limits": {"cpu": "1500m", "memory": "100Mi"}}));
         let check = |container: &Container, resource: &str, divisor: &str, expect: &str| {
             let divisor = Quantity(divisor.into());
-            assert_eq!(resource_field(container, resource, Some(&divisor), node).unwrap_or_default(), expect, "{resource}");
+            assert_eq!(
+                resource_field(container, resource, Some(&divisor), node).unwrap_or_default(),
+                expect,
+                "{resource}"
+            );
         };
         check(&own, "limits.cpu", "1", "2");
         check(&own, "limits.cpu", "1m", "1500");

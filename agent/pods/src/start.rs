@@ -95,7 +95,11 @@ impl Starter {
                 let message = if found.present {
                     format!("Container image {image:?} already present on machine")
                 } else {
-                    format!("Successfully pulled image {image:?} in {:.0?}. Image size: {} bytes.", begin.elapsed(), found.size_bytes)
+                    format!(
+                        "Successfully pulled image {image:?} in {:.0?}. Image size: {} bytes.",
+                        begin.elapsed(),
+                        found.size_bytes
+                    )
                 };
                 self.event(container, false, "Pulled", message).await;
                 Ok(found)
@@ -124,7 +128,8 @@ impl Starter {
     async fn run(&self, container: &Container, attempt: u32, image: &EnsuredImage) -> Result<Started, StartError> {
         let config = &self.ctx.config;
         let situation = self.ctx.situation(self.ip.as_deref().or(self.host_ip()));
-        let env = environment(&self.pod, container, &self.ctx.now(), &situation, config.capacity).map_err(StartError::Config)?;
+        let env = environment(&self.pod, container, &self.ctx.now(), &situation, config.capacity)
+            .map_err(StartError::Config)?;
         let places = volumes::places(&self.pod, &self.paths.volumes()).map_err(StartError::Config)?;
         let parts = Parts {
             pod: &self.pod,
@@ -150,7 +155,8 @@ impl Starter {
         let mut started = Started { image_ref: image.image_ref.clone(), hook_failure: None };
         let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook
-            && let Err(why) = run_hook(hook, container, &self.target(container, attempt), Duration::from_secs(3600)).await
+            && let Err(why) =
+                run_hook(hook, container, &self.target(container, attempt), Duration::from_secs(3600)).await
         {
             self.event(container, true, "FailedPostStartHook", format!("PostStartHook failed: {why}")).await;
             started.hook_failure = Some(why);
@@ -202,7 +208,12 @@ pub fn target(ctx: &Context, made: &RuntimePod, name: &str, attempt: u32, ip: Op
 }
 
 /// Runs a lifecycle hook.
-pub async fn run_hook(hook: &LifecycleHandler, container: &Container, target: &Target, timeout: Duration) -> Result<(), String> {
+pub async fn run_hook(
+    hook: &LifecycleHandler,
+    container: &Container,
+    target: &Target,
+    timeout: Duration,
+) -> Result<(), String> {
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64).min(timeout)).await;
         return Ok(());
@@ -223,7 +234,8 @@ fn pull_policy(container: &Container) -> PullPolicy {
         Some("IfNotPresent") => PullPolicy::IfNotPresent,
         _ => {
             let image = container.image.as_deref().unwrap_or_default();
-            let latest = skiff_runtime::image::ImageName::parse(image).is_ok_and(|name| name.tag.as_deref() == Some("latest"));
+            let latest =
+                skiff_runtime::image::ImageName::parse(image).is_ok_and(|name| name.tag.as_deref() == Some("latest"));
             if latest { PullPolicy::Always } else { PullPolicy::IfNotPresent }
         }
     }

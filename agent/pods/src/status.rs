@@ -4,8 +4,8 @@
 //! the time of its last change as long as its value stays.
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -54,7 +54,8 @@ pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &Po
         host_ip: situation.host_ips.first().cloned(),
         host_ips: Some(situation.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: situation.pod_ips.first().cloned(),
-        pod_ips: Some(situation.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()).filter(|ips: &Vec<PodIP>| !ips.is_empty()),
+        pod_ips: Some(situation.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect())
+            .filter(|ips: &Vec<PodIP>| !ips.is_empty()),
         start_time: Some(time(observed.start_ms)),
         qos_class: Some(qos_class(pod).to_owned()),
         observed_generation: pod.metadata.generation,
@@ -76,14 +77,26 @@ fn phase(spec: &PodSpec, observed: &Observed, pod: &Pod, containers: &[Container
     if let Some(end) = &observed.end {
         return if end.failed { "Failed" } else { "Succeeded" };
     }
-    let all_ended = spec.containers.iter().all(|container| observed.containers.get(&container.name).is_some_and(|seen| seen.exit().is_some()));
-    if all_ended && pod.metadata.deletion_timestamp.is_some() && matches!(observed.sandbox, Sandbox::None | Sandbox::TearingDown) {
+    let all_ended = spec
+        .containers
+        .iter()
+        .all(|container| observed.containers.get(&container.name).is_some_and(|seen| seen.exit().is_some()));
+    if all_ended
+        && pod.metadata.deletion_timestamp.is_some()
+        && matches!(observed.sandbox, Sandbox::None | Sandbox::TearingDown)
+    {
         let failed = observed.containers.values().filter_map(ContainerObserved::exit).any(|exit| exit.code != 0);
         return if failed { "Failed" } else { "Succeeded" };
     }
     let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
-    let never_ran = |status: &ContainerStatus| state(status).waiting.is_some() && status.last_state.as_ref().is_none_or(|last| last.terminated.is_none());
-    if !initialized(spec, observed) || containers.is_empty() || containers.iter().any(never_ran) { "Pending" } else { "Running" }
+    let never_ran = |status: &ContainerStatus| {
+        state(status).waiting.is_some() && status.last_state.as_ref().is_none_or(|last| last.terminated.is_none())
+    };
+    if !initialized(spec, observed) || containers.is_empty() || containers.iter().any(never_ran) {
+        "Pending"
+    } else {
+        "Running"
+    }
 }
 
 fn container_status(
@@ -95,7 +108,10 @@ fn container_status(
     init: bool,
 ) -> ContainerStatus {
     let waiting = |reason: &str, message: &str| ContainerState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message: Some(message.to_owned()).filter(|text| !text.is_empty()) }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()).filter(|text| !text.is_empty()),
+        }),
         ..ContainerState::default()
     };
     let creating = if waits_for_init { "PodInitializing" } else { "ContainerCreating" };
@@ -138,7 +154,11 @@ fn container_status(
         state: Some(state),
         last_state: Some(last.map(|exit| terminated(uid, exit)).unwrap_or_default()),
         resources: container.resources.clone().filter(|_| running),
-        allocated_resources: container.resources.as_ref().and_then(|wanted| wanted.requests.clone()).filter(|_| running),
+        allocated_resources: container
+            .resources
+            .as_ref()
+            .and_then(|wanted| wanted.requests.clone())
+            .filter(|_| running),
         volume_mounts: Some(mounts.collect()).filter(|list: &Vec<_>| !list.is_empty()),
         ..ContainerStatus::default()
     }
@@ -174,8 +194,16 @@ struct Conditions<'a> {
 }
 
 impl Conditions<'_> {
-    fn all(&self, spec: &PodSpec, ready_to_start: bool, init_done: bool, init: &[ContainerStatus], containers: &[ContainerStatus]) -> Vec<PodCondition> {
-        let unready: Vec<&str> = containers.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+    fn all(
+        &self,
+        spec: &PodSpec,
+        ready_to_start: bool,
+        init_done: bool,
+        init: &[ContainerStatus],
+        containers: &[ContainerStatus],
+    ) -> Vec<PodCondition> {
+        let unready: Vec<&str> =
+            containers.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
         let sidecars: Vec<&str> = spec
             .init_containers
             .iter()
@@ -195,20 +223,31 @@ impl Conditions<'_> {
         let containers_ready = match (self.over, unready.is_empty()) {
             (true, _) => Err(self.over_reason()),
             (false, true) => Ok(()),
-            (false, false) => Err(("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))),
+            (false, false) => {
+                Err(("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))))
+            }
         };
         let ready = match (&containers_ready, gates.is_empty()) {
             (Err(why), _) => Err(why.clone()),
             (Ok(()), true) => Ok(()),
-            (Ok(()), false) => {
-                Err(("ReadinessGatesNotReady", gates.iter().map(|gate| format!("the status of pod readiness gate {gate:?} is not \"True\"")).collect::<Vec<_>>().join(", ")))
-            }
+            (Ok(()), false) => Err((
+                "ReadinessGatesNotReady",
+                gates
+                    .iter()
+                    .map(|gate| format!("the status of pod readiness gate {gate:?} is not \"True\""))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )),
         };
-        let incomplete: Vec<&str> = init.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+        let incomplete: Vec<&str> =
+            init.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
         let initialized = match (init_done, self.phase) {
             (true, _) => Ok(()),
             (false, "Succeeded") => Ok(()),
-            (false, _) => Err(("ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" ")))),
+            (false, _) => Err((
+                "ContainersNotInitialized",
+                format!("containers with incomplete status: [{}]", incomplete.join(" ")),
+            )),
         };
         let mut all = vec![
             self.condition(OWN[0], if ready_to_start { Ok(()) } else { Err(("", String::new())) }),
@@ -233,7 +272,9 @@ impl Conditions<'_> {
 
     fn condition(&self, kind: &str, holds: Result<(), (&str, String)>) -> PodCondition {
         let value = if holds.is_ok() { "True" } else { "False" };
-        let find = |status: &PodStatus| status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == value).cloned();
+        let find = |status: &PodStatus| {
+            status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == value).cloned()
+        };
         // After a restart of the agent, what the object says counts.
         let kept = find(self.before).or_else(|| self.pod.status.as_ref().and_then(find));
         let (reason, message) = holds.err().unwrap_or_default();

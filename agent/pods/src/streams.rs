@@ -92,7 +92,12 @@ impl Directory {
         self.get(namespace, name).ok_or_else(|| StreamError::NoPod { name: format!("{namespace}/{name}") })
     }
 
-    fn container(&self, namespace: &str, name: &str, container: &str) -> Result<(VisiblePod, String, VisibleContainer), StreamError> {
+    fn container(
+        &self,
+        namespace: &str,
+        name: &str,
+        container: &str,
+    ) -> Result<(VisiblePod, String, VisibleContainer), StreamError> {
         let pod = self.find(namespace, name)?;
         // As kubectl does it: the first one, when none is named.
         let found = pod.containers.iter().find(|(have, _)| have == container || container.is_empty()).cloned();
@@ -107,11 +112,15 @@ impl Directory {
         let wanted = if request.previous { visible.previous } else { visible.log };
         let kind = if request.previous { "previous terminated container" } else { "container" };
         let path = wanted.ok_or_else(|| {
-            StreamError::NotRunning(format!("{kind} {container:?} in pod {:?} has no log: it has not been started", request.name))
+            StreamError::NotRunning(format!(
+                "{kind} {container:?} in pod {:?} has no log: it has not been started",
+                request.name
+            ))
         })?;
         let mut range = request.range.clone();
         range.follow &= !request.previous;
-        let (directory, namespace, name, followed) = (self.clone(), request.namespace.clone(), request.name.clone(), path.clone());
+        let (directory, namespace, name, followed) =
+            (self.clone(), request.namespace.clone(), request.name.clone(), path.clone());
         let lives = move || {
             let now = directory.container(&namespace, &name, &container).ok();
             now.is_some_and(|(_, _, visible)| visible.running.is_some() && visible.log.as_deref() == Some(&followed))
@@ -166,7 +175,10 @@ impl Directory {
     pub async fn attach(&self, request: &ExecRequest) -> Result<ExecStream, StreamError> {
         let (pod, container, visible) = self.container(&request.namespace, &request.name, &request.container)?;
         let (Some(made), Some(id)) = (pod.made, visible.running) else {
-            return Err(StreamError::NotRunning(format!("container {container:?} in pod {:?} is not running", request.name)));
+            return Err(StreamError::NotRunning(format!(
+                "container {container:?} in pod {:?} is not running",
+                request.name
+            )));
         };
         let attached = made.attach(&id).await.map_err(|error| StreamError::Failed(error.to_string()))?;
         let (sender, exit) = oneshot::channel();
@@ -185,7 +197,8 @@ impl Directory {
         let netns = pod.own_network.then_some(netns);
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
         let stream = netns::connect(netns.as_deref(), address).await;
-        stream.map_err(|error| StreamError::Failed(format!("connect to port {port} in pod {namespace}/{name}: {error}")))
+        stream
+            .map_err(|error| StreamError::Failed(format!("connect to port {port} in pod {namespace}/{name}: {error}")))
     }
 }
 

@@ -32,7 +32,12 @@ pub struct HostPort {
 /// Wires pods. Both calls are idempotent: an agent that came back calls them again.
 pub trait PodNetwork: Send + Sync + 'static {
     /// Gives the pod whose network namespace is at `netns` an address.
-    fn attach(&self, pod: PodIdentity, netns: PathBuf, ports: Vec<HostPort>) -> BoxFuture<'static, Result<Ipv4Addr, String>>;
+    fn attach(
+        &self,
+        pod: PodIdentity,
+        netns: PathBuf,
+        ports: Vec<HostPort>,
+    ) -> BoxFuture<'static, Result<Ipv4Addr, String>>;
     /// Takes everything back that `attach` gave.
     fn detach(&self, uid: String) -> BoxFuture<'static, Result<(), String>>;
 }
@@ -127,5 +132,10 @@ impl ImageError {
 /// Brings images here.
 pub trait ImageSource: Send + Sync + 'static {
     /// Makes sure that an image is here. `pull_configs`: Docker configurations from pull secrets, in order.
-    fn ensure(&self, image: String, policy: PullPolicy, pull_configs: Vec<Vec<u8>>) -> BoxFuture<'static, Result<EnsuredImage, ImageError>>;
+    fn ensure(
+        &self,
+        image: String,
+        policy: PullPolicy,
+        pull_configs: Vec<Vec<u8>>,
+    ) -> BoxFuture<'static, Result<EnsuredImage, ImageError>>;
 }

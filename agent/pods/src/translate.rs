@@ -23,7 +23,10 @@ pub fn pod_spec(pod: &Pod, hostname: &str, places: &[Place]) -> PodSpec {
     let id = identity(pod);
     let spec = pod.spec.as_ref();
     let flag = |flag: Option<bool>| flag.unwrap_or(false);
-    let sysctls = spec.and_then(|spec| spec.security_context.as_ref()).and_then(|context| context.sysctls.clone()).unwrap_or_default();
+    let sysctls = spec
+        .and_then(|spec| spec.security_context.as_ref())
+        .and_then(|context| context.sysctls.clone())
+        .unwrap_or_default();
     PodSpec {
         id: id.uid,
         name: format!("{}/{}", id.namespace, id.name),
@@ -41,7 +44,8 @@ pub fn pod_spec(pod: &Pod, hostname: &str, places: &[Place]) -> PodSpec {
 
 /// The ports of the node that lead to a pod.
 pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let containers =
+        pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     ports
         .filter_map(|port| {
@@ -139,7 +143,11 @@ impl Parts<'_> {
             image: self.image.id.clone(),
             args: words,
             env,
-            cwd: container.working_dir.clone().filter(|dir| !dir.is_empty()).unwrap_or_else(|| image.working_dir.clone()),
+            cwd: container
+                .working_dir
+                .clone()
+                .filter(|dir| !dir.is_empty())
+                .unwrap_or_else(|| image.working_dir.clone()),
             mounts: self.mounts(&own)?,
             resources: container_resources(container, self.pids_max),
             security: security(self.pod, container, image)?,
@@ -155,11 +163,13 @@ impl Parts<'_> {
     }
 
     fn mounts(&self, env: &BTreeMap<&str, &str>) -> Result<Vec<Mount>, String> {
-        let privileged = self.container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false);
+        let privileged =
+            self.container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false);
         let mut mounts = Vec::new();
         for wanted in self.container.volume_mounts.iter().flatten() {
             let place = self.places.iter().find(|place| place.name == wanted.name);
-            let place = place.ok_or_else(|| format!("the volume mount {:?} names no volume of the pod", wanted.name))?;
+            let place =
+                place.ok_or_else(|| format!("the volume mount {:?} names no volume of the pod", wanted.name))?;
             let sub_path = match wanted.sub_path_expr.as_deref().filter(|text| !text.is_empty()) {
                 Some(text) => expand(text, |name| env.get(name).map(|value| value.to_string())),
                 None => wanted.sub_path.clone().unwrap_or_default(),
@@ -172,7 +182,10 @@ impl Parts<'_> {
                 sub_path,
                 target: wanted.mount_path.clone(),
                 read_only: wanted.read_only.unwrap_or(false) || place.content == Content::Files,
-                host_to_container: matches!(wanted.mount_propagation.as_deref(), Some("HostToContainer" | "Bidirectional")),
+                host_to_container: matches!(
+                    wanted.mount_propagation.as_deref(),
+                    Some("HostToContainer" | "Bidirectional")
+                ),
                 devices: privileged && matches!(place.content, Content::Host(_)),
             });
         }
@@ -199,7 +212,9 @@ fn security(pod: &Pod, container: &Container, image: &ImageConfig) -> Result<Sec
     let none = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&none);
     let shared = pod.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
-    let number = |id: Option<i64>| id.map(|id| u32::try_from(id).map_err(|_| format!("the user or group id {id} is out of range"))).transpose();
+    let number = |id: Option<i64>| {
+        id.map(|id| u32::try_from(id).map_err(|_| format!("the user or group id {id} is out of range"))).transpose()
+    };
     let uid = number(own.run_as_user.or(shared.run_as_user))?;
     let gid = number(own.run_as_group.or(shared.run_as_group))?;
     if own.run_as_non_root.or(shared.run_as_non_root) == Some(true) {
@@ -209,9 +224,13 @@ fn security(pod: &Pod, container: &Container, image: &ImageConfig) -> Result<Sec
             (Some(_), _) => {}
             (None, Ok(0)) => return Err("container has runAsNonRoot and image will run as root".into()),
             (None, Ok(_)) => {}
-            (None, Err(_)) if user.is_empty() => return Err("container has runAsNonRoot and image will run as root".into()),
+            (None, Err(_)) if user.is_empty() => {
+                return Err("container has runAsNonRoot and image will run as root".into());
+            }
             (None, Err(_)) => {
-                return Err(format!("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root"));
+                return Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root"
+                ));
             }
         }
     }
@@ -258,7 +277,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn spec(pod_security: serde_json::Value, container: serde_json::Value, user: &str) -> Result<ContainerSpec, String> {
+    fn spec(
+        pod_security: serde_json::Value,
+        container: serde_json::Value,
+        user: &str,
+    ) -> Result<ContainerSpec, String> {
         let mut container = container;
         container["name"] = json!("c");
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
@@ -272,12 +295,24 @@ mod tests {
             stop_signal: "SIGQUIT".into(),
             ..ImageConfig::default()
         };
-        let image = EnsuredImage { id: "sha256:0".into(), image_ref: String::new(), config, present: true, size_bytes: 0 };
+        let image =
+            EnsuredImage { id: "sha256:0".into(), image_ref: String::new(), config, present: true, size_bytes: 0 };
         let place = Place { name: "v".into(), path: "/v".into(), tmpfs: None, content: Content::Empty };
         let paths = PodPaths::new(Path::new("/r"), Path::new("/l"), &identity(&pod));
         let env = [("A".to_owned(), "own".to_owned())];
         let container = &pod.spec.as_ref().unwrap().containers[0];
-        Parts { pod: &pod, container, attempt: 2, image: &image, env: &env, places: &[place], paths: &paths, node: NodeCapacity::default(), pids_max: 0 }.spec()
+        Parts {
+            pod: &pod,
+            container,
+            attempt: 2,
+            image: &image,
+            env: &env,
+            places: &[place],
+            paths: &paths,
+            node: NodeCapacity::default(),
+            pids_max: 0,
+        }
+        .spec()
     }
 
     #[test]
@@ -297,13 +332,14 @@ mod tests {
 
     #[test]
     fn users() {
-        let check = |pod: serde_json::Value, container: serde_json::Value, user: &str, expect: Result<Option<u32>, &str>| {
-            let got = spec(pod, json!({ "securityContext": container }), user).map(|spec| spec.security.uid);
-            match expect {
-                Ok(uid) => assert_eq!(got, Ok(uid)),
-                Err(part) => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
-            }
-        };
+        let check =
+            |pod: serde_json::Value, container: serde_json::Value, user: &str, expect: Result<Option<u32>, &str>| {
+                let got = spec(pod, json!({ "securityContext": container }), user).map(|spec| spec.security.uid);
+                match expect {
+                    Ok(uid) => assert_eq!(got, Ok(uid)),
+                    Err(part) => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
+                }
+            };
         check(json!({}), json!({}), "", Ok(None));
         check(json!({"runAsUser": 5}), json!({}), "", Ok(Some(5)));
         check(json!({"runAsUser": 5}), json!({"runAsUser": 6}), "", Ok(Some(6)));
@@ -322,7 +358,10 @@ mod tests {
         assert_eq!(targets, ["/a", "/a/b", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"]);
         assert_eq!((got[0].read_only, got[1].sub_path.as_str()), (true, "own"));
         assert!(spec(json!({}), json!({"volumeMounts": [{"name": "no", "mountPath": "/a"}]}), "").is_err());
-        assert!(spec(json!({}), json!({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "../x"}]}), "").is_err());
+        assert!(
+            spec(json!({}), json!({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "../x"}]}), "")
+                .is_err()
+        );
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod, Secret, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod, Secret, Volume,
+};
 use skiff_api::quantity::Quantity;
 use skiff_runtime::Tmpfs;
 
@@ -52,13 +54,22 @@ fn place(volume: &Volume, base: &Path) -> Result<Place, String> {
     let path = base.join(&volume.name);
     let memory = |size_bytes: u64, mode: u32| Some(Tmpfs { path: path.clone(), size_bytes, mode });
     let (tmpfs, content) = if let Some(source) = &volume.empty_dir {
-        let limit = source.size_limit.as_ref().and_then(|limit| Quantity::parse(&limit.0).ok()).map_or(0, |limit| limit.value().max(0) as u64);
+        let limit = source
+            .size_limit
+            .as_ref()
+            .and_then(|limit| Quantity::parse(&limit.0).ok())
+            .map_or(0, |limit| limit.value().max(0) as u64);
         match source.medium.as_deref() {
             Some("Memory") => (memory(limit, 0o1777), Content::Empty),
             _ => (None, Content::Empty),
         }
     } else if let Some(source) = &volume.host_path {
-        return Ok(Place { name: volume.name.clone(), path: source.path.clone().into(), tmpfs: None, content: Content::Host(source.clone()) });
+        return Ok(Place {
+            name: volume.name.clone(),
+            path: source.path.clone().into(),
+            tmpfs: None,
+            content: Content::Host(source.clone()),
+        });
     } else if volume.config_map.is_some() || volume.downward_api.is_some() {
         (None, Content::Files)
     } else if volume.secret.is_some() || volume.projected.is_some() {
@@ -104,9 +115,13 @@ fn host_path(source: &HostPathVolumeSource) -> Result<(), String> {
     let kind = fs::metadata(path).map(|metadata| metadata.file_type());
     let is = |test: &dyn Fn(&fs::FileType) -> bool| kind.as_ref().is_ok_and(test);
     match source.type_.as_deref().unwrap_or_default() {
-        "" | "DirectoryOrCreate" if kind.is_err() => fs::create_dir_all(path).map_err(|error| format!("{}: {error}", source.path)),
+        "" | "DirectoryOrCreate" if kind.is_err() => {
+            fs::create_dir_all(path).map_err(|error| format!("{}: {error}", source.path))
+        }
         "" => Ok(()),
-        "FileOrCreate" if kind.is_err() => fs::File::create(path).map(drop).map_err(|error| format!("{}: {error}", source.path)),
+        "FileOrCreate" if kind.is_err() => {
+            fs::File::create(path).map(drop).map_err(|error| format!("{}: {error}", source.path))
+        }
         "Directory" | "DirectoryOrCreate" if !is(&fs::FileType::is_dir) => fail("directory"),
         "File" | "FileOrCreate" if !is(&fs::FileType::is_file) => fail("file"),
         "Socket" if !is(&FileTypeExt::is_socket) => fail("socket file"),
@@ -119,7 +134,12 @@ fn host_path(source: &HostPathVolumeSource) -> Result<(), String> {
 /// The tokens that a pod's volumes hold.
 pub fn token_requests(pod: &Pod) -> Vec<TokenRequest> {
     let Some(spec) = &pod.spec else { return Vec::new() };
-    let sources = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref()).flat_map(|projected| projected.sources.iter().flatten());
+    let sources = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.projected.as_ref())
+        .flat_map(|projected| projected.sources.iter().flatten());
     let tokens = sources.filter_map(|source| source.service_account_token.as_ref());
     let account = spec.service_account_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into());
     tokens
@@ -172,7 +192,8 @@ impl Sources<'_> {
                     self.downward(&mut files, part.items.as_deref(), mode)?;
                 } else if let Some(part) = &part.service_account_token {
                     let key = (part.audience.clone().unwrap_or_default(), part.expiration_seconds.unwrap_or(3600));
-                    let token = self.tokens.get(&key).ok_or_else(|| "no service account token was issued".to_owned())?;
+                    let token =
+                        self.tokens.get(&key).ok_or_else(|| "no service account token was issued".to_owned())?;
                     files.insert(part.path.clone(), (token.clone().into_bytes(), mode as u32));
                 } else {
                     return Err("a projected source of a kind that this node cannot provide".into());
@@ -186,7 +207,14 @@ impl Sources<'_> {
         self.pod.metadata.namespace.clone().unwrap_or_default()
     }
 
-    fn config_map(&self, files: &mut Files, name: &str, items: Option<&[KeyToPath]>, mode: i32, optional: Option<bool>) -> Result<(), String> {
+    fn config_map(
+        &self,
+        files: &mut Files,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        mode: i32,
+        optional: Option<bool>,
+    ) -> Result<(), String> {
         match self.desired.config_maps.get(&(self.namespace(), name.to_owned())) {
             Some(map) => select(files, &map_content(map), items, mode, optional, &format!("configmap {name:?}")),
             None if optional == Some(true) => Ok(()),
@@ -194,7 +222,14 @@ impl Sources<'_> {
         }
     }
 
-    fn secret(&self, files: &mut Files, name: &str, items: Option<&[KeyToPath]>, mode: i32, optional: Option<bool>) -> Result<(), String> {
+    fn secret(
+        &self,
+        files: &mut Files,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        mode: i32,
+        optional: Option<bool>,
+    ) -> Result<(), String> {
         match self.desired.secrets.get(&(self.namespace(), name.to_owned())) {
             Some(secret) => select(files, &secret_content(secret), items, mode, optional, &format!("secret {name:?}")),
             None if optional == Some(true) => Ok(()),
@@ -208,8 +243,14 @@ impl Sources<'_> {
                 field(self.pod, &reference.field_path, self.situation, true)?
             } else if let Some(reference) = &item.resource_field_ref {
                 let name = reference.container_name.as_deref().unwrap_or_default();
-                let mut containers = self.pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-                let container = containers.find(|container| container.name == name).ok_or_else(|| format!("container {name:?} not found"))?;
+                let mut containers = self
+                    .pod
+                    .spec
+                    .iter()
+                    .flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+                let container = containers
+                    .find(|container| container.name == name)
+                    .ok_or_else(|| format!("container {name:?} not found"))?;
                 resource_field(container, &reference.resource, reference.divisor.as_ref(), self.node)?
             } else {
                 continue;
@@ -268,25 +309,42 @@ mod tests {
         let check = |volume: serde_json::Value, expect: Result<&[(&str, &str, u32)], &str>| {
             let mut volume = volume;
             volume["name"] = json!("v");
-            let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [], "volumes": [volume]}})).unwrap();
-            let sources = Sources { pod: &pod, desired: &desired, situation: &Situation::default(), node: NodeCapacity::default(), tokens: &tokens };
+            let pod: Pod = serde_json::from_value(
+                json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [], "volumes": [volume]}}),
+            )
+            .unwrap();
+            let sources = Sources {
+                pod: &pod,
+                desired: &desired,
+                situation: &Situation::default(),
+                node: NodeCapacity::default(),
+                tokens: &tokens,
+            };
             let got = sources.render(&pod.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0]);
             match expect {
                 Ok(files) => {
-                    let files: Files = files.iter().map(|(path, text, mode)| (path.to_string(), (text.as_bytes().to_vec(), *mode))).collect();
+                    let files: Files = files
+                        .iter()
+                        .map(|(path, text, mode)| (path.to_string(), (text.as_bytes().to_vec(), *mode)))
+                        .collect();
                     assert_eq!(got, Ok(files), "{volume}");
                 }
                 Err(part) => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
             }
         };
         check(json!({"configMap": {"name": "cm"}}), Ok(&[("a", "1", 0o644), ("b", "2", 0o644), ("c", "\0", 0o644)]));
-        check(json!({"configMap": {"name": "cm", "defaultMode": 256, "items": [{"key": "a", "path": "x/y", "mode": 511}, {"key": "b", "path": "z"}]}}),
-            Ok(&[("x/y", "1", 0o777), ("z", "2", 0o400)]));
+        check(
+            json!({"configMap": {"name": "cm", "defaultMode": 256, "items": [{"key": "a", "path": "x/y", "mode": 511}, {"key": "b", "path": "z"}]}}),
+            Ok(&[("x/y", "1", 0o777), ("z", "2", 0o400)]),
+        );
         check(json!({"configMap": {"name": "no"}}), Err("configmap \"no\" not found"));
         check(json!({"configMap": {"name": "no", "optional": true}}), Ok(&[]));
         check(json!({"configMap": {"name": "cm", "items": [{"key": "no", "path": "x"}]}}), Err("non-existent key: no"));
         check(json!({"secret": {"secretName": "no"}}), Err("secret \"no\" not found"));
-        check(json!({"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}), Ok(&[("name", "p", 0o644)]));
+        check(
+            json!({"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}),
+            Ok(&[("name", "p", 0o644)]),
+        );
         check(
             json!({"projected": {"sources": [{"serviceAccountToken": {"audience": "api", "expirationSeconds": 600, "path": "t"}},
                 {"configMap": {"name": "cm", "items": [{"key": "a", "path": "a"}]}}]}}),

@@ -24,6 +24,7 @@ mod endpoints;
 mod http;
 mod kubernetes;
 mod metrics;
+pub mod feed;
 pub mod node;
 mod rules;
 mod server;

@@ -87,6 +87,8 @@ pub struct Settings {
     pub ca: String,
     /// How long a lost node keeps its pods before they are replaced, milliseconds.
     pub eviction_grace_ms: i64,
+    /// Where pods' addresses come from, a /24 for each node: base and length of the prefix (at most 24).
+    pub cluster_cidr: (std::net::Ipv4Addr, u8),
     /// How long events are kept, seconds.
     pub event_ttl_seconds: i64,
 }

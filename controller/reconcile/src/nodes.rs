@@ -49,7 +49,9 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     if let Some(since) = lost {
         mark_unknown(c, node, since, &mut plan);
     }
-    taint(c, node, lost.is_some(), &mut plan);
+    if !subnet(c, node, &mut plan) {
+        taint(c, node, lost.is_some(), &mut plan);
+    }
     if let Some(since) = lost {
         for (_, pod) in c.view.pods_on(&key.name) {
             mark_unready(c, pod, &mut plan);
@@ -57,6 +59,28 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         evict(c, node, since, &mut plan);
     }
     plan
+}
+
+/// Gives a new node its part of the pods' addresses: the first that no other node has. True if it did.
+fn subnet(c: &Context<'_>, node: &Arc<Node>, plan: &mut Plan) -> bool {
+    let has = |n: &Node| n.spec.as_ref().and_then(|s| s.pod_cidr.clone());
+    if has(node).is_some() || c.settings.cluster_cidr.1 > 24 {
+        return false;
+    }
+    let taken: std::collections::BTreeSet<_> = c.view.nodes.values().filter_map(|n| has(n)).collect();
+    let (base, bits) = c.settings.cluster_cidr;
+    let free = (0..1u32 << (24 - bits)).map(|n| format!("{}/24", std::net::Ipv4Addr::from(u32::from(base) + (n << 8))));
+    let Some(cidr) = free.into_iter().find(|cidr| !taken.contains(cidr)) else {
+        let message = "Every part of the cluster's pod range belongs to a node already; widen --cluster-cidr".into();
+        plan.push(event(node, true, "CIDRNotAvailable", message));
+        return false;
+    };
+    let mut changed = (**node).clone();
+    let spec = changed.spec.get_or_insert_default();
+    spec.pod_cidrs = Some(vec![cidr.clone()]);
+    spec.pod_cidr = Some(cidr);
+    plan.push(Action::Update { resource: resource(), object: value(&changed), subresource: None });
+    true
 }
 
 /// The agent cannot say it any more: the control plane says that it does not know.
@@ -222,7 +246,12 @@ mod tests {
     use skiff_api::view::View;
 
     fn settings() -> Settings {
-        Settings { ca: String::new(), eviction_grace_ms: 1500, event_ttl_seconds: 3600 }
+        Settings {
+            ca: String::new(),
+            eviction_grace_ms: 1500,
+            event_ttl_seconds: 3600,
+            cluster_cidr: (std::net::Ipv4Addr::new(10, 42, 0, 0), 16),
+        }
     }
 
     fn cluster(nodes: usize) -> View {

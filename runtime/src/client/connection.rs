@@ -49,7 +49,8 @@ impl Connection {
                 };
             }
             let (stream, decoder) = (&self.stream, &mut self.decoder);
-            let count = stream.async_io(Interest::READABLE, || decoder.receive(stream.as_raw_fd())).await.map_err(&gone)?;
+            let count =
+                stream.async_io(Interest::READABLE, || decoder.receive(stream.as_raw_fd())).await.map_err(&gone)?;
             if count == 0 {
                 return Err(gone(io::ErrorKind::UnexpectedEof.into()));
             }

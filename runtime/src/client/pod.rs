@@ -38,7 +38,13 @@ struct Shared {
 }
 
 impl Pod {
-    pub(super) fn new(runtime: Arc<Inner>, dir: PathBuf, config: HelperConfig, child: Option<Child>, alive: bool) -> Pod {
+    pub(super) fn new(
+        runtime: Arc<Inner>,
+        dir: PathBuf,
+        config: HelperConfig,
+        child: Option<Child>,
+        alive: bool,
+    ) -> Pod {
         let (state, _) = watch::channel(PodState { gone: !alive, ..PodState::default() });
         let shared = Shared { runtime, dir, config, child: Mutex::new(child), pins: Mutex::default(), state };
         let pod = Pod { shared: Arc::new(shared) };
@@ -102,7 +108,8 @@ impl Pod {
     /// Waits until a container has ended (or the helper is gone, which is an error).
     pub async fn wait_exit(&self, id: &str) -> Result<ContainerState> {
         let mut states = self.watch();
-        let ended = |state: &PodState| state.gone || state.containers.iter().any(|c| c.id == id && c.phase == Phase::Exited);
+        let ended =
+            |state: &PodState| state.gone || state.containers.iter().any(|c| c.id == id && c.phase == Phase::Exited);
         let _ = states.wait_for(ended).await;
         match self.container(id) {
             Some(state) if state.phase == Phase::Exited => Ok(state),
@@ -151,7 +158,8 @@ impl Pod {
             (other, _) => return Err(Error::Helper(format!("the helper answered {other:?} to a start"))),
         };
         // The caller finds the container in the state that it sees next.
-        let known = |state: &PodState| state.gone || state.containers.iter().any(|c| c.id == id && c.phase != Phase::Starting);
+        let known =
+            |state: &PodState| state.gone || state.containers.iter().any(|c| c.id == id && c.phase != Phase::Starting);
         let _ = self.watch().wait_for(known).await;
         Ok(pid)
     }
@@ -254,13 +262,11 @@ impl Pod {
             Err(error) => return Err(error),
         }
         let shared = self.shared.clone();
-        blocking(move || {
-            match shared.child.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                Some(mut child) => child.wait().map(drop).context(|| "wait for the helper".into()),
-                None => {
-                    kill_pod(&shared.dir, &shared.config);
-                    Ok(())
-                }
+        blocking(move || match shared.child.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(mut child) => child.wait().map(drop).context(|| "wait for the helper".into()),
+            None => {
+                kill_pod(&shared.dir, &shared.config);
+                Ok(())
             }
         })
         .await

@@ -61,6 +61,9 @@ pub struct Recovered {
     pub containers: BTreeMap<String, ContainerSpec>,
 }
 
+/// A pod's directory, what its helper was told, and its containers.
+type Found = (PathBuf, HelperConfig, BTreeMap<String, ContainerSpec>);
+
 impl Runtime {
     /// Opens the directories (made when absent) and the control group. Needs root.
     pub fn open(config: RuntimeConfig) -> Result<Runtime> {
@@ -73,7 +76,8 @@ impl Runtime {
         if !places.contains(&cgroup) {
             places.push(cgroup.clone());
         }
-        let text = serde_json::to_vec(&places).map_err(io::Error::from).context(|| "write down the control group".into())?;
+        let text =
+            serde_json::to_vec(&places).map_err(io::Error::from).context(|| "write down the control group".into())?;
         fs::write(&record, text).context(on("write", &record))?;
         cgroup.child("helpers").make()?;
         let images = ImageStore::open(&config.image_dir, &config.insecure_registries)?;
@@ -104,7 +108,11 @@ impl Runtime {
         let dir = self.pod_dir(&spec.id);
         match fs::create_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::Invalid { what: "pod id", value: spec.id, why: "there is such a pod; recover or delete it first".into() });
+                return Err(Error::Invalid {
+                    what: "pod id",
+                    value: spec.id,
+                    why: "there is such a pod; recover or delete it first".into(),
+                });
             }
             result => result.context(on("make", &dir))?,
         }
@@ -171,7 +179,7 @@ impl Runtime {
         Ok(pods)
     }
 
-    fn find_pods(&self) -> Result<Vec<(PathBuf, HelperConfig, BTreeMap<String, ContainerSpec>)>> {
+    fn find_pods(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for dir in directories(&self.inner.config.state_dir.join("pods"))? {
             let Some(config) = read_json::<HelperConfig>(&dir.join(CONFIG_FILE)) else {
@@ -240,7 +248,8 @@ fn ready(channel: UnixStream) -> Result<()> {
     let mut chunk = [0u8; 1024];
     let mut reader = &channel;
     loop {
-        let count = reader.read(&mut chunk).context(|| format!("wait for the helper (descriptor {})", channel.as_raw_fd()))?;
+        let count =
+            reader.read(&mut chunk).context(|| format!("wait for the helper (descriptor {})", channel.as_raw_fd()))?;
         text.extend_from_slice(&chunk[..count]);
         if text == b"R" {
             return Ok(());
@@ -260,8 +269,11 @@ fn directories(dir: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.context(on("list", dir))?,
     };
-    let mut dirs: Vec<PathBuf> =
-        entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+    let mut dirs: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
     dirs.sort();
     Ok(dirs)
 }

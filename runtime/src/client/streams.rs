@@ -74,12 +74,18 @@ impl Terminal {
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the size outlives the call and has the type that TIOCSWINSZ takes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCSWINSZ, &size) };
-        sys::check(result as libc::c_long).map(drop).map_err(|source| Error::Io { what: "resize a terminal".into(), source })
+        sys::check(result as libc::c_long)
+            .map(drop)
+            .map_err(|source| Error::Io { what: "resize a terminal".into(), source })
     }
 }
 
 impl AsyncRead for Terminal {
-    fn poll_read(self: Pin<&mut Self>, context: &mut TaskContext<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(context))?;
             let attempt = guard.try_io(|inner| Ok(nix::unistd::read(inner.get_ref(), buffer.initialize_unfilled())?));

@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-
+use super::channel::{channel, fork_into};
 use super::init::{self, Stdio};
 use super::logs::{LINE_BYTES_MAX, Log, Stream};
 use crate::spec::{ContainerState, Phase, PodSpec};
@@ -44,24 +42,6 @@ impl Output {
     pub fn raw(&self) -> Option<RawFd> {
         self.fd.as_ref().map(AsRawFd::as_raw_fd)
     }
-}
-
-/// A pair of connected packet sockets, parent's end first.
-pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
-}
-
-/// Forks a child into the PID namespace of `of` (or the helper's own). 0 in the child.
-pub fn fork_into(pid_namespace: Option<i32>, flags: libc::c_int) -> io::Result<libc::pid_t> {
-    let Some(of) = pid_namespace else { return sys::clone(flags) };
-    let theirs = fs::File::open(format!("/proc/{of}/ns/pid"))?;
-    let ours = fs::File::open("/proc/self/ns/pid")?;
-    setns(theirs.as_fd(), CloneFlags::CLONE_NEWPID)?;
-    let result = sys::clone(flags);
-    if !matches!(result, Ok(0)) {
-        setns(ours.as_fd(), CloneFlags::CLONE_NEWPID)?;
-    }
-    result
 }
 
 impl Container {
@@ -109,7 +89,17 @@ impl Container {
             started_ms: sys::now_ms(),
             finished_ms: 0,
         };
-        Ok(Container { request, state, channel: Some(ours), waiter: None, outputs, stdin, master: None, log, attached: Vec::new() })
+        Ok(Container {
+            request,
+            state,
+            channel: Some(ours),
+            waiter: None,
+            outputs,
+            stdin,
+            master: None,
+            log,
+            attached: Vec::new(),
+        })
     }
 
     /// The terminal's master arrived: it is input and output at once.

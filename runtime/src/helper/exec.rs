@@ -1,13 +1,13 @@
 //! A program that joins a running container, and the connection that asked for it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::container::{Container, channel, fork_into};
+use super::channel::{channel, fork_into};
+use super::container::Container;
 use super::init;
 use crate::spec::{ExecSpec, PodSpec};
 use crate::sys;
-use std::os::fd::AsRawFd;
 
 /// One joined program.
 pub struct Exec {
@@ -20,7 +20,13 @@ pub struct Exec {
 
 impl Exec {
     /// Forks the program into the container's namespaces; `stdio` is none when it gets a terminal.
-    pub fn start(spec: &ExecSpec, container: &Container, pod: &PodSpec, stdio: init::Stdio, connection: u64) -> io::Result<Exec> {
+    pub fn start(
+        spec: &ExecSpec,
+        container: &Container,
+        pod: &PodSpec,
+        stdio: init::Stdio,
+        connection: u64,
+    ) -> io::Result<Exec> {
         let (ours, theirs) = channel()?;
         let own_pids = !pod.host_pid;
         let pid = fork_into(own_pids.then_some(container.state.pid), 0)?;
@@ -32,7 +38,8 @@ impl Exec {
             program.tty = spec.tty;
             let error = match init::join(request, container.state.pid) {
                 Ok(()) => {
-                    let Err(error) = init::become_program(&program, &spec.args, &spec.env, cwd, &pod.hostname, stdio, &theirs);
+                    let Err(error) =
+                        init::become_program(&program, &spec.args, &spec.env, cwd, &pod.hostname, stdio, &theirs);
                     error
                 }
                 Err(error) => error,

@@ -57,12 +57,15 @@ pub fn resolve(security: &Security, passwd: &str, group: &str) -> Result<User, S
         (Some(gid), _) => gid,
         (None, Some(name)) => number(name)
             .or_else(|| groups_of().find(|fields| fields[0] == name).and_then(|fields| number(fields[2])))
-            .ok_or_else(|| format!("the image's /etc/group has no group {name:?}; name one that it has, or a number"))?,
+            .ok_or_else(|| {
+                format!("the image's /etc/group has no group {name:?}; name one that it has, or a number")
+            })?,
         (None, None) => entry.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0),
     };
     let mut groups = security.groups.clone();
     if let Some(entry) = &entry {
-        let member = |fields: &Vec<&str>| fields.get(3).is_some_and(|names| names.split(',').any(|name| name == entry[0]));
+        let member =
+            |fields: &Vec<&str>| fields.get(3).is_some_and(|names| names.split(',').any(|name| name == entry[0]));
         groups.extend(groups_of().filter(member).filter_map(|fields| number(fields[2])));
     }
     groups.sort_unstable();
@@ -91,7 +94,8 @@ pub fn capabilities(security: &Security) -> Result<CapsHashSet, String> {
         full.parse().map(|cap| vec![cap]).map_err(|_| format!("there is no capability {name:?} (see capabilities(7))"))
     };
     let mut set: CapsHashSet = DEFAULT.into_iter().collect();
-    let (drop_all, drops): (Vec<_>, Vec<_>) = security.drop_capabilities.iter().partition(|name| name.eq_ignore_ascii_case("ALL"));
+    let (drop_all, drops): (Vec<_>, Vec<_>) =
+        security.drop_capabilities.iter().partition(|name| name.eq_ignore_ascii_case("ALL"));
     if !drop_all.is_empty() {
         set.clear();
     }
@@ -146,7 +150,8 @@ mod tests {
         let check = |user: &str, uid: Option<u32>, gid: Option<u32>, expect: Option<(u32, u32, &[u32], &str)>| {
             let security = Security { user: user.into(), uid, gid, groups: vec![9], ..Security::default() };
             let got = resolve(&security, passwd, group).ok();
-            let expect = expect.map(|(uid, gid, groups, home)| User { uid, gid, groups: groups.to_vec(), home: home.into() });
+            let expect =
+                expect.map(|(uid, gid, groups, home)| User { uid, gid, groups: groups.to_vec(), home: home.into() });
             assert_eq!(got, expect, "{user} {uid:?} {gid:?}");
         };
         check("", None, None, Some((0, 0, &[9, 50], "/root")));

@@ -25,7 +25,13 @@ use crate::wire::{self, StartRequest};
 pub type Stdio = Option<[OwnedFd; 3]>;
 
 /// Becomes the first process of a container.
-pub fn container(request: &StartRequest, pod: &PodSpec, pod_dir: &Path, stdio: Stdio, channel: &OwnedFd) -> Result<Infallible, String> {
+pub fn container(
+    request: &StartRequest,
+    pod: &PodSpec,
+    pod_dir: &Path,
+    stdio: Stdio,
+    channel: &OwnedFd,
+) -> Result<Infallible, String> {
     let spec = &request.spec;
     nix::unistd::setsid().map_err(|error| format!("start a session: {error}"))?;
     request.cgroup.enter().map_err(|error| error.to_string())?;
@@ -88,7 +94,12 @@ fn drop_rights(security: &Security, user: &identity::User) -> Result<(), String>
     Ok(())
 }
 
-fn environment(spec: &ContainerSpec, more: &[(String, String)], user: &identity::User, hostname: &str) -> Vec<(String, String)> {
+fn environment(
+    spec: &ContainerSpec,
+    more: &[(String, String)],
+    user: &identity::User,
+    hostname: &str,
+) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::new();
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let mut defaults = vec![("PATH", path), ("HOME", user.home.as_str())];
@@ -113,7 +124,8 @@ fn own(fd: RawFd, user: &identity::User) {
     // SAFETY: plain fchown on a descriptor that the caller holds; refused for files that are not ours, which is fine.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
-        let pipe = libc::fstat(fd, &mut stat) == 0 && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK);
+        let pipe =
+            libc::fstat(fd, &mut stat) == 0 && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK);
         if pipe && user.uid != 0 {
             libc::fchown(fd, user.uid, user.gid);
         }
@@ -122,7 +134,9 @@ fn own(fd: RawFd, user: &identity::User) {
 
 fn onto(fd: RawFd, target: RawFd) -> Result<(), String> {
     // SAFETY: dup2 onto the standard descriptors of a process that is about to exec.
-    sys::check(unsafe { libc::dup2(fd, target) } as libc::c_long).map(drop).map_err(|error| format!("set descriptor {target}: {error}"))
+    sys::check(unsafe { libc::dup2(fd, target) } as libc::c_long)
+        .map(drop)
+        .map_err(|error| format!("set descriptor {target}: {error}"))
 }
 
 /// Opens a terminal of the container's own devpts, hands its master to the parent and makes it the controlling one.
@@ -134,17 +148,21 @@ fn terminal(user: &identity::User, channel: &OwnedFd) -> Result<(), String> {
     let (mut number, unlock): (libc::c_uint, libc::c_int) = (0, 0);
     // SAFETY: both ioctls take a pointer to an int that outlives the call.
     let result = unsafe {
-        libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock) | libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &mut number)
+        libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock)
+            | libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &mut number)
     };
     sys::check(result as libc::c_long).map_err(|error| format!("unlock a terminal: {error}"))?;
-    let slave = nix::fcntl::open(format!("/dev/pts/{number}").as_str(), flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
+    let slave =
+        nix::fcntl::open(format!("/dev/pts/{number}").as_str(), flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
     // SAFETY: as above, on the slave; the process leads a session without a terminal.
     sys::check(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) } as libc::c_long)
         .map_err(|error| format!("take the terminal: {error}"))?;
     // SAFETY: plain fchown; failing leaves root as the owner.
     unsafe { libc::fchown(slave.as_raw_fd(), user.uid, 5) };
     (0..3).try_for_each(|target| onto(slave.as_raw_fd(), target))?;
-    wire::send(channel.as_raw_fd(), b"T", &[master.as_raw_fd()]).map(drop).map_err(|error| format!("hand over the terminal: {error}"))
+    wire::send(channel.as_raw_fd(), b"T", &[master.as_raw_fd()])
+        .map(drop)
+        .map_err(|error| format!("hand over the terminal: {error}"))
 }
 
 fn set_rlimit(limit: &Rlimit) -> Result<(), String> {
@@ -156,7 +174,9 @@ fn set_rlimit(limit: &Rlimit) -> Result<(), String> {
         "memlock" => Resource::RLIMIT_MEMLOCK,
         "stack" => Resource::RLIMIT_STACK,
         "fsize" => Resource::RLIMIT_FSIZE,
-        other => return Err(format!("there is no limit {other:?}; known are nofile, nproc, core, memlock, stack, fsize")),
+        other => {
+            return Err(format!("there is no limit {other:?}; known are nofile, nproc, core, memlock, stack, fsize"));
+        }
     };
     setrlimit(resource, limit.soft, limit.hard).map_err(|error| format!("set the limit {}: {error}", limit.name))
 }
@@ -166,7 +186,8 @@ fn restore_signals() -> Result<(), String> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action is no code of ours.
     unsafe { sigaction(Signal::SIGPIPE, &default) }.map_err(|error| format!("restore signals: {error}"))?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(|error| format!("restore signals: {error}"))
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .map_err(|error| format!("restore signals: {error}"))
 }
 
 fn execute(args: &[String], env: &[(String, String)]) -> Result<Infallible, String> {
@@ -175,7 +196,8 @@ fn execute(args: &[String], env: &[(String, String)]) -> Result<Infallible, Stri
     };
     let text = |text: &str| sys::cstring(text).map_err(|error| format!("{text:?}: {error}"));
     let argv: Vec<CString> = args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
-    let envp: Vec<CString> = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
+    let envp: Vec<CString> =
+        env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
     if program.contains('/') {
         return match nix::unistd::execve(&text(program)?, &argv, &envp) {
             Ok(never) => match never {},
@@ -210,11 +232,15 @@ fn words(error: nix::Error) -> String {
 /// Joins an existing container: its control groups, then its namespaces.
 pub fn join(request: &StartRequest, container_pid: i32) -> Result<(), String> {
     nix::unistd::setsid().map_err(|error| format!("start a session: {error}"))?;
-    let open = |name: &str| fs::File::open(format!("/proc/{container_pid}/ns/{name}")).map_err(|error| format!("open its {name} namespace: {error}"));
+    let open = |name: &str| {
+        fs::File::open(format!("/proc/{container_pid}/ns/{name}"))
+            .map_err(|error| format!("open its {name} namespace: {error}"))
+    };
     let (mnt, cgroup) = (open("mnt")?, open("cgroup")?);
     request.cgroup.enter().map_err(|error| error.to_string())?;
     for (name, namespace) in [("cgroup", &cgroup), ("mnt", &mnt)] {
-        nix::sched::setns(namespace.as_fd(), CloneFlags::empty()).map_err(|error| format!("enter its {name} namespace: {error}"))?;
+        nix::sched::setns(namespace.as_fd(), CloneFlags::empty())
+            .map_err(|error| format!("enter its {name} namespace: {error}"))?;
     }
     Ok(())
 }

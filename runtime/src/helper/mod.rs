@@ -4,6 +4,7 @@
 //! and an upgrade of the file on disk touches none. It has one thread: between `clone` and `exec` a child may do
 //! anything. It outlives whoever started it: a session and a control group of its own, and no pipe to lose.
 
+mod channel;
 mod container;
 mod exec;
 mod identity;
@@ -124,7 +125,8 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     flags.set(CloneFlags::CLONE_NEWIPC, !spec.host_ipc);
     unshare(flags).context(|| format!("make the namespaces of pod {} (this needs root)", spec.id))?;
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).context(|| "detach the helper's mounts".into())?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .context(|| "detach the helper's mounts".into())?;
     if !spec.host_network {
         loopback_up().context(|| "bring up the pod's loopback interface".into())?;
     }

@@ -149,7 +149,8 @@ fn protect(root: &Root) -> Result<(), String> {
         let Some((fd, _)) = root.find(path) else { continue };
         let source = sys::fd_path(&fd);
         let mounted = root.bind(Path::new(&source), path, Make::Dir)?;
-        sys::mount_setattr(mounted.as_raw_fd(), libc::MOUNT_ATTR_RDONLY, 0, true).map_err(|error| format!("protect {path}: {error}"))?;
+        sys::mount_setattr(mounted.as_raw_fd(), libc::MOUNT_ATTR_RDONLY, 0, true)
+            .map_err(|error| format!("protect {path}: {error}"))?;
     }
     Ok(())
 }
@@ -167,7 +168,8 @@ impl Root {
     }
 
     fn target(&self, path: &str, make: Make) -> Result<OwnedFd, String> {
-        sys::make_in_root(self.fd.as_raw_fd(), Path::new(path), make).map_err(|error| format!("make the mount point {path}: {error}"))
+        sys::make_in_root(self.fd.as_raw_fd(), Path::new(path), make)
+            .map_err(|error| format!("make the mount point {path}: {error}"))
     }
 
     /// An existing path, and whether it is a directory.
@@ -188,7 +190,8 @@ impl Root {
         let target = self.target(path, make)?;
         mount(Some(source), sys::fd_path(&target).as_str(), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
             .map_err(|error| format!("mount {} on {path}: {error}", source.display()))?;
-        sys::open_in_root(self.fd.as_raw_fd(), Path::new(path), OFlag::O_PATH).map_err(|error| format!("open {path}: {error}"))
+        sys::open_in_root(self.fd.as_raw_fd(), Path::new(path), OFlag::O_PATH)
+            .map_err(|error| format!("open {path}: {error}"))
     }
 
     fn link(&self, target: &str, path: &str) -> Result<(), String> {
@@ -201,7 +204,8 @@ impl Root {
     fn volume(&self, volume: &Mount) -> Result<(), String> {
         let fail = |error: io::Error| format!("the volume {} for {}: {error}", volume.source.display(), volume.target);
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let mut source = nix::fcntl::open(&volume.source, flags, nix::sys::stat::Mode::empty()).map_err(|error| fail(error.into()))?;
+        let mut source = nix::fcntl::open(&volume.source, flags, nix::sys::stat::Mode::empty())
+            .map_err(|error| fail(error.into()))?;
         if !volume.sub_path.is_empty() {
             source = sys::make_in_root(source.as_raw_fd(), Path::new(&volume.sub_path), Make::Dir).map_err(fail)?;
         }

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use caps::{Capability, CapsHashSet};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    apply_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
 };
 
 /// The last system call number that was looked at (`listns`, Linux 6.19).
@@ -98,7 +98,8 @@ fn refused() -> Vec<(i64, Option<Capability>)> {
 fn programs(keeps: &CapsHashSet) -> Result<Vec<BpfProgram>, String> {
     let arch: TargetArch = std::env::consts::ARCH.try_into().map_err(|error| format!("system call filter: {error}"))?;
     let build = |rules: BTreeMap<i64, Vec<SeccompRule>>, matched: SeccompAction, other: SeccompAction| {
-        let filter = SeccompFilter::new(rules, other, matched, arch).map_err(|error| format!("system call filter: {error}"))?;
+        let filter =
+            SeccompFilter::new(rules, other, matched, arch).map_err(|error| format!("system call filter: {error}"))?;
         BpfProgram::try_from(filter).map_err(|error| format!("system call filter: {error}"))
     };
     let errno = |errno: i32| SeccompAction::Errno(errno as u32);

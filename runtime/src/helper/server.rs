@@ -14,7 +14,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use super::container::{Container, fork_into};
+use super::channel::{Packet, pause};
+use super::container::Container;
 use super::exec::Exec;
 use super::{HelperConfig, HelperRecord, RECORD_FILE};
 use crate::error::{Context, Result, on};
@@ -83,7 +84,9 @@ impl Server {
         };
         let listener = wire::listen(dir).context(on("listen in", dir))?;
         listener.set_nonblocking(true).context(on("listen in", dir))?;
-        let record = serde_json::to_vec(&HelperRecord::of_self()).map_err(io::Error::from).context(|| "write the record".into())?;
+        let record = serde_json::to_vec(&HelperRecord::of_self())
+            .map_err(io::Error::from)
+            .context(|| "write the record".into())?;
         let file = dir.join(RECORD_FILE);
         fs::write(&file, record).context(on("write", &file))?;
         Ok(Server {
@@ -113,8 +116,14 @@ impl Server {
                 return 1;
             }
             // Output first, so that it is logged before an exit is told; requests, which may remove containers, last.
-            let ready: Vec<(i16, Token)> = fds.iter().zip(tokens).filter(|(fd, _)| fd.revents != 0).map(|(fd, token)| (fd.revents, token)).collect();
-            let (outputs, others): (Vec<_>, Vec<_>) = ready.into_iter().partition(|(_, token)| matches!(token, Token::Output(..)));
+            let ready: Vec<(i16, Token)> = fds
+                .iter()
+                .zip(tokens)
+                .filter(|(fd, _)| fd.revents != 0)
+                .map(|(fd, token)| (fd.revents, token))
+                .collect();
+            let (outputs, others): (Vec<_>, Vec<_>) =
+                ready.into_iter().partition(|(_, token)| matches!(token, Token::Output(..)));
             for (events, token) in outputs.into_iter().chain(others.into_iter().rev()) {
                 self.handle(token, events);
             }
@@ -256,7 +265,8 @@ impl Server {
                 };
                 let container = self.containers.iter().find(|have| have.state.id == spec.container);
                 if let Some(container) = container {
-                    let exec = Exec::start(&spec, container, &self.config.spec, stdio, id).map_err(|error| format!("exec: {error}"))?;
+                    let exec = Exec::start(&spec, container, &self.config.spec, stdio, id)
+                        .map_err(|error| format!("exec: {error}"))?;
                     self.execs.insert(exec.pid, exec);
                 }
                 Ok(())
@@ -318,7 +328,9 @@ impl Server {
 
     fn start(&mut self, id: u64, request: StartRequest) -> std::result::Result<(), String> {
         if self.fenced {
-            return Err("the pod's lease has passed: it may run elsewhere by now, so nothing starts here any more".into());
+            return Err(
+                "the pod's lease has passed: it may run elsewhere by now, so nothing starts here any more".into()
+            );
         }
         if self.stopping.is_some() {
             return Err("the pod is being stopped".into());
@@ -430,7 +442,9 @@ impl Server {
                 }
                 continue;
             }
-            if let Some(index) = self.containers.iter().position(|have| have.state.pid == pid && have.state.phase != Phase::Exited) {
+            if let Some(index) =
+                self.containers.iter().position(|have| have.state.pid == pid && have.state.phase != Phase::Exited)
+            {
                 self.last_words(index);
                 self.ended(index, code, signal);
                 changed = true;
@@ -449,7 +463,11 @@ impl Server {
         let container = &mut self.containers[index];
         container.channel = None;
         if let Some(waiter) = container.waiter.take() {
-            self.reply(waiter, Reply::Failed("the container's process ended before its program ran".into()), Vec::new());
+            self.reply(
+                waiter,
+                Reply::Failed("the container's process ended before its program ran".into()),
+                Vec::new(),
+            );
         }
     }
 
@@ -489,12 +507,18 @@ impl Server {
         let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let timer = libc::itimerspec { it_interval: interval, it_value: value };
         // SAFETY: the timer value outlives the call; the old one is not asked for.
-        let result = unsafe { libc::timerfd_settime(self.lease.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &timer, std::ptr::null_mut()) };
+        let result = unsafe {
+            libc::timerfd_settime(self.lease.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &timer, std::ptr::null_mut())
+        };
         sys::check(result as libc::c_long).map(drop)
     }
 
     fn state(&self) -> PodState {
-        PodState { containers: self.containers.iter().map(|container| container.state.clone()).collect(), fenced: self.fenced, ..PodState::default() }
+        PodState {
+            containers: self.containers.iter().map(|container| container.state.clone()).collect(),
+            fenced: self.fenced,
+            ..PodState::default()
+        }
     }
 
     fn publish(&mut self) {
@@ -549,53 +573,3 @@ impl Connection {
         self.out = Vec::new();
     }
 }
-
-/// What a child said on its channel.
-#[derive(Default)]
-struct Packet {
-    fd: Option<OwnedFd>,
-    error: Option<String>,
-}
-
-impl Packet {
-    /// False when nothing is there yet. The end of the channel is an empty packet.
-    fn read(&mut self, channel: &OwnedFd) -> bool {
-        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-        let mut bytes = [0u8; 4096];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let mut slices = [io::IoSliceMut::new(&mut bytes)];
-        let message = match recvmsg::<()>(channel.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Ok(message) => message,
-            Err(nix::Error::EAGAIN | nix::Error::EINTR) => return false,
-            Err(_) => return true,
-        };
-        let count = message.bytes;
-        for control in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel just made the descriptor for us.
-                self.fd = fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
-            }
-        }
-        if count > 0 && bytes[0] == b'E' {
-            self.error = Some(String::from_utf8_lossy(&bytes[1..count]).into_owned());
-        }
-        true
-    }
-}
-
-/// The first process of a shared PID namespace: it adopts and reaps, and does nothing else.
-fn pause() -> io::Result<i32> {
-    let pid = fork_into(None, libc::CLONE_NEWPID)?;
-    if pid == 0 {
-        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-        let _ = nix::sys::prctl::set_name(c"skiff-pause");
-        let mut children = SigSet::empty();
-        children.add(Signal::SIGCHLD);
-        loop {
-            let _ = children.wait();
-            while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
-        }
-    }
-    Ok(pid)
-}
-

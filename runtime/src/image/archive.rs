@@ -51,7 +51,9 @@ impl ImageStore {
         if let Some(images) = parts.document::<Vec<SavedImage>>("manifest.json")? {
             return images.iter().map(|image| self.import_saved(&parts, image)).collect();
         }
-        Err(format_error("it has neither index.json nor manifest.json; write it with `docker save` or as an OCI archive"))
+        Err(format_error(
+            "it has neither index.json nor manifest.json; write it with `docker save` or as an OCI archive",
+        ))
     }
 
     fn import_layout(&self, index: &Manifest) -> Result<Vec<ImageRecord>> {
@@ -85,13 +87,23 @@ impl ImageStore {
             let media_type = if plain { LAYER_TYPE.to_owned() } else { format!("{LAYER_TYPE}+gzip") };
             layers.push(Descriptor { media_type, digest: digest.to_string(), size, ..Descriptor::default() });
         }
-        let config = Descriptor { media_type: CONFIG_TYPE.into(), digest: config.to_string(), size: config_bytes, ..Descriptor::default() };
+        let config = Descriptor {
+            media_type: CONFIG_TYPE.into(),
+            digest: config.to_string(),
+            size: config_bytes,
+            ..Descriptor::default()
+        };
         let names = image.repo_tags.iter().flatten().map(|name| ImageName::parse(name)).collect::<Result<Vec<_>>>()?;
         self.add_parts(config, layers, &names)
     }
 
     /// Writes a manifest for stored blobs and takes the image in.
-    pub(super) fn add_parts(&self, config: Descriptor, layers: Vec<Descriptor>, names: &[ImageName]) -> Result<ImageRecord> {
+    pub(super) fn add_parts(
+        &self,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        names: &[ImageName],
+    ) -> Result<ImageRecord> {
         let manifest = Manifest {
             schema_version: 2,
             media_type: MANIFEST_TYPE.into(),
@@ -123,7 +135,8 @@ impl ImageStore {
         if entries.is_empty() {
             entries.push(entry);
         }
-        let index = Manifest { schema_version: 2, media_type: INDEX_TYPE.into(), manifests: entries, ..Manifest::default() };
+        let index =
+            Manifest { schema_version: 2, media_type: INDEX_TYPE.into(), manifests: entries, ..Manifest::default() };
         let index = serde_json::to_vec(&index).map_err(|error| format_error(&error.to_string()))?;
         let what = || format!("write the archive of {image}");
         let mut tar = tar::Builder::new(target);
@@ -158,7 +171,11 @@ impl ImageStore {
         let (_, actual, _) = hashing.finish();
         if actual != *expected {
             let _ = fs::remove_file(file);
-            return Err(Error::Digest { what: "a blob".into(), expected: expected.to_string(), actual: actual.to_string() });
+            return Err(Error::Digest {
+                what: "a blob".into(),
+                expected: expected.to_string(),
+                actual: actual.to_string(),
+            });
         }
         let path = self.blob_path(expected);
         fs::rename(file, &path).context(on("store", &path))

@@ -19,7 +19,11 @@ impl Digest {
         if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
             return Ok(Digest(text.to_owned()));
         }
-        Err(Error::Invalid { what: "digest", value: text.into(), why: "it must be sha256: and 64 lower-case hexadecimal digits".into() })
+        Err(Error::Invalid {
+            what: "digest",
+            value: text.into(),
+            why: "it must be sha256: and 64 lower-case hexadecimal digits".into(),
+        })
     }
 
     /// The digest of these bytes.

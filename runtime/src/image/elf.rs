@@ -35,11 +35,15 @@ pub fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
             found.insert(PathBuf::from(loader));
         }
         let origin = file.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
-        let own = needs.search.iter().map(|dir| PathBuf::from(dir.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin)));
+        let own =
+            needs.search.iter().map(|dir| PathBuf::from(dir.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin)));
         let dirs: Vec<PathBuf> = own.chain(system.iter().cloned()).collect();
         for library in needs.libraries {
             let place = dirs.iter().map(|dir| dir.join(&library)).find(|path| path.exists());
-            let place = place.ok_or_else(|| Error::NotFound { kind: "library", name: format!("{library} (for {})", file.display()) })?;
+            let place = place.ok_or_else(|| Error::NotFound {
+                kind: "library",
+                name: format!("{library} (for {})", file.display()),
+            })?;
             if found.insert(place.clone()) {
                 todo.push(place);
             }
@@ -83,7 +87,8 @@ fn parse(bytes: &[u8]) -> Option<Needs> {
     let mut dynamic = None;
     for index in 0..count {
         let at = table.checked_add(index * size)?;
-        let (kind, offset, address, length) = (number(at, 4)?, number(at + 8, 8)?, number(at + 16, 8)?, number(at + 32, 8)?);
+        let (kind, offset, address, length) =
+            (number(at, 4)?, number(at + 8, 8)?, number(at + 16, 8)?, number(at + 32, 8)?);
         match kind {
             PT_LOAD => segments.push((address, length, offset)),
             PT_DYNAMIC => dynamic = Some((offset, length)),
@@ -92,16 +97,20 @@ fn parse(bytes: &[u8]) -> Option<Needs> {
         }
     }
     let Some((offset, length)) = dynamic else { return Some(needs) };
-    let entries: Vec<(u64, u64)> =
-        (0..length / 16).map_while(|index| Some((number(offset + index * 16, 8)?, number(offset + index * 16 + 8, 8)?))).collect();
+    let entries: Vec<(u64, u64)> = (0..length / 16)
+        .map_while(|index| Some((number(offset + index * 16, 8)?, number(offset + index * 16 + 8, 8)?)))
+        .collect();
     let address = entries.iter().find(|(tag, _)| *tag == DT_STRTAB)?.1;
-    let (start, _, file) = segments.iter().find(|(start, length, _)| (*start..start.saturating_add(*length)).contains(&address))?;
+    let (start, _, file) =
+        segments.iter().find(|(start, length, _)| (*start..start.saturating_add(*length)).contains(&address))?;
     let strings = address - start + file;
     for (tag, value) in entries {
         match tag {
             0 => break,
             DT_NEEDED => needs.libraries.push(text(strings.checked_add(value)?)?),
-            DT_RPATH | DT_RUNPATH => needs.search.extend(text(strings.checked_add(value)?)?.split(':').map(str::to_owned)),
+            DT_RPATH | DT_RUNPATH => {
+                needs.search.extend(text(strings.checked_add(value)?)?.split(':').map(str::to_owned))
+            }
             _ => {}
         }
     }

@@ -140,7 +140,10 @@ fn architecture() -> &'static str {
 /// The entry of an index that this machine can run.
 fn choose(manifests: &[Descriptor]) -> Option<&Descriptor> {
     let fits = |entry: &&Descriptor| {
-        entry.platform.as_ref().is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture())
+        entry
+            .platform
+            .as_ref()
+            .is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture())
     };
     let plain = |entry: &&Descriptor| entry.platform.is_none();
     manifests.iter().find(fits).or_else(|| manifests.iter().find(plain))

@@ -37,20 +37,26 @@ impl ImageName {
             None => (rest, None),
         };
         let (registry, repository) = match path.split_once('/') {
-            Some((first, repository)) if first.contains(['.', ':']) || first == "localhost" => (first, repository.to_owned()),
+            Some((first, repository)) if first.contains(['.', ':']) || first == "localhost" => {
+                (first, repository.to_owned())
+            }
             Some(_) => (DEFAULT_REGISTRY, path.to_owned()),
             None => (DEFAULT_REGISTRY, format!("library/{path}")),
         };
         let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
         let part_ok = |part: &str| {
             let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-            let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
+            let inner =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
             edge(part.bytes().next()) && edge(part.bytes().last()) && part.bytes().all(inner)
         };
         if path.is_empty() || !repository.split('/').all(part_ok) || repository.len() > 255 {
             return Err(bad("a repository is made of lower-case letters, digits and . _ - in parts separated by /"));
         }
-        if !registry.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']')) {
+        if !registry
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'))
+        {
             return Err(bad("a registry is a host name, perhaps with a port"));
         }
         let tag_ok = |tag: &str| {

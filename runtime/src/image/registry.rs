@@ -61,7 +61,10 @@ impl Credentials {
         let mut best: Option<(usize, Credentials)> = None;
         for (key, entry) in auths {
             let Some(length) = fits(key, &image.registry, &full) else { continue };
-            let Some(credentials) = serde_json::from_value::<Entry>(entry.clone()).ok().and_then(Entry::credentials) else { continue };
+            let Some(credentials) = serde_json::from_value::<Entry>(entry.clone()).ok().and_then(Entry::credentials)
+            else {
+                continue;
+            };
             if best.as_ref().is_none_or(|(have, _)| length > *have) {
                 best = Some((length, credentials));
             }
@@ -116,12 +119,17 @@ impl ImageStore {
         };
         let client = Client::try_from(config).map_err(|error| failed(&name, &error))?;
         let reference = match (&name.digest, &name.tag) {
-            (Some(digest), _) => Reference::with_digest(name.registry.clone(), name.repository.clone(), digest.to_string()),
-            (None, tag) => {
-                Reference::with_tag(name.registry.clone(), name.repository.clone(), tag.clone().unwrap_or_else(|| "latest".into()))
+            (Some(digest), _) => {
+                Reference::with_digest(name.registry.clone(), name.repository.clone(), digest.to_string())
             }
+            (None, tag) => Reference::with_tag(
+                name.registry.clone(),
+                name.repository.clone(),
+                tag.clone().unwrap_or_else(|| "latest".into()),
+            ),
         };
-        let (mut digest, mut manifest) = self.fetch_manifest(&client, &reference, &auth, &name, name.digest.as_ref()).await?;
+        let (mut digest, mut manifest) =
+            self.fetch_manifest(&client, &reference, &auth, &name, name.digest.as_ref()).await?;
         if !manifest.manifests.is_empty() {
             let chosen = choose(&manifest.manifests).ok_or_else(|| Error::Pull {
                 image: name.to_string(),
@@ -141,7 +149,8 @@ impl ImageStore {
                 continue;
             }
             let size = descriptor.size as i64;
-            let (store, client, reference, name, slots) = (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
+            let (store, client, reference, name, slots) =
+                (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
             tasks.spawn(async move {
                 let _slot = slots.acquire().await;
                 store.fetch_blob(&client, &reference, &name, &blob, size).await
@@ -173,13 +182,21 @@ impl ImageStore {
         name: &ImageName,
         expected: Option<&Digest>,
     ) -> Result<(Digest, Manifest)> {
-        let (bytes, _) = client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(|error| failed(name, &error))?;
+        let (bytes, _) =
+            client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(|error| failed(name, &error))?;
         let (digest, _) = self.put_blob(&bytes[..], expected)?;
         let manifest = self.document(&digest)?;
         Ok((digest, manifest))
     }
 
-    async fn fetch_blob(&self, client: &Client, reference: &Reference, name: &ImageName, blob: &Digest, size: i64) -> Result<()> {
+    async fn fetch_blob(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        name: &ImageName,
+        blob: &Digest,
+        size: i64,
+    ) -> Result<()> {
         let path = self.temporary();
         let mut file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
         let descriptor = OciDescriptor { digest: blob.to_string(), size, ..OciDescriptor::default() };
@@ -222,11 +239,13 @@ mod tests {
 
     #[test]
     fn docker_configurations() {
-        let config = br#"{"auths":{"https://index.docker.io/v1/":{"auth":"aHViOnB3"},"quay.io":{"username":"q","password":"1"},
+        let config =
+            br#"{"auths":{"https://index.docker.io/v1/":{"auth":"aHViOnB3"},"quay.io":{"username":"q","password":"1"},
             "quay.io/team":{"username":"t","password":"2"},"*.example.com":{"username":"e","password":"3"}}}"#;
         let check = |image: &str, expect: Option<&str>| {
             let name = ImageName::parse(image).unwrap();
-            let got = Credentials::from_docker_config(config, &name).map(|found| format!("{}:{}", found.username, found.password));
+            let got = Credentials::from_docker_config(config, &name)
+                .map(|found| format!("{}:{}", found.username, found.password));
             assert_eq!(got.as_deref(), expect, "{image}");
         };
         check("nginx", Some("hub:pw"));

@@ -142,7 +142,9 @@ impl ImageStore {
     pub fn open(dir: &Path, insecure: &[String]) -> Result<ImageStore> {
         let temporary = dir.join("tmp");
         match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(on("clean", &temporary)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context(on("clean", &temporary));
+            }
             _ => {}
         }
         for name in ["blobs/sha256", "layers", "tmp"] {
@@ -151,7 +153,8 @@ impl ImageStore {
         }
         let file = dir.join("images.json");
         let index = match fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::Format { what: file.display().to_string(), why: error.to_string() })?,
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|error| Error::Format { what: file.display().to_string(), why: error.to_string() })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(error) => return Err(error).context(on("read", &file)),
         };
@@ -247,7 +250,11 @@ impl ImageStore {
 
     fn keep_blob(&self, temporary: &Path, digest: Digest, expected: Option<&Digest>) -> Result<Digest> {
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            return Err(Error::Digest { what: "a blob".into(), expected: expected.to_string(), actual: digest.to_string() });
+            return Err(Error::Digest {
+                what: "a blob".into(),
+                expected: expected.to_string(),
+                actual: digest.to_string(),
+            });
         }
         let path = self.blob_path(&digest);
         fs::rename(temporary, &path).context(on("store", &path))?;
@@ -265,7 +272,11 @@ impl ImageStore {
         let bytes = fs::read(&path).context(on("read", &path))?;
         let actual = Digest::of(&bytes);
         if actual != *digest {
-            return Err(Error::Digest { what: path.display().to_string(), expected: digest.to_string(), actual: actual.to_string() });
+            return Err(Error::Digest {
+                what: path.display().to_string(),
+                expected: digest.to_string(),
+                actual: actual.to_string(),
+            });
         }
         serde_json::from_slice(&bytes).map_err(|error| format(error.to_string()))
     }
@@ -279,7 +290,12 @@ impl ImageStore {
         let id = Digest::parse(&config.digest)?;
         let blob: ConfigBlob = self.document(&id)?;
         if !blob.architecture.is_empty() && (blob.architecture != architecture() || blob.os != "linux") {
-            return Err(format(&format!("it is for {}/{}, and this machine is linux/{}", blob.os, blob.architecture, architecture())));
+            return Err(format(&format!(
+                "it is for {}/{}, and this machine is linux/{}",
+                blob.os,
+                blob.architecture,
+                architecture()
+            )));
         }
         if blob.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(format("its configuration lists another number of layers"));
@@ -289,7 +305,9 @@ impl ImageStore {
             .diff_ids
             .iter()
             .zip(&manifest.layers)
-            .map(|(diff_id, layer)| Ok(LayerRecord { diff_id: Digest::parse(diff_id)?, blob: Digest::parse(&layer.digest)? }))
+            .map(|(diff_id, layer)| {
+                Ok(LayerRecord { diff_id: Digest::parse(diff_id)?, blob: Digest::parse(&layer.digest)? })
+            })
             .collect::<Result<_>>()?;
         if layers.is_empty() || layers.len() > 127 {
             return Err(format("an image has 1 to 127 layers"));
@@ -344,7 +362,9 @@ impl ImageStore {
             let dir = self.layers_dir();
             let handle = fs::File::open(&dir).context(on("open", &dir))?;
             // SAFETY: plain syncfs on an open descriptor.
-            crate::sys::check(unsafe { libc::syncfs(handle.as_raw_fd()) } as libc::c_long).map(drop).context(on("sync", &dir))?;
+            crate::sys::check(unsafe { libc::syncfs(handle.as_raw_fd()) } as libc::c_long)
+                .map(drop)
+                .context(on("sync", &dir))?;
             for (temporary, place) in &ready {
                 // Another import may have been faster; its layer is the same.
                 if fs::rename(temporary, place).is_err() && !place.exists() {
@@ -372,9 +392,15 @@ impl ImageStore {
         drop(rest);
         io::copy(&mut raw, &mut io::sink()).context(what)?;
         let (_, blob, _) = raw.finish();
-        for (what, expected, actual) in [("a layer's blob", &layer.blob, blob), ("a layer's content", &layer.diff_id, diff_id)] {
+        for (what, expected, actual) in
+            [("a layer's blob", &layer.blob, blob), ("a layer's content", &layer.diff_id, diff_id)]
+        {
             if *expected != actual {
-                return Err(Error::Digest { what: what.into(), expected: expected.to_string(), actual: actual.to_string() });
+                return Err(Error::Digest {
+                    what: what.into(),
+                    expected: expected.to_string(),
+                    actual: actual.to_string(),
+                });
             }
         }
         Ok(())
@@ -383,7 +409,11 @@ impl ImageStore {
     fn enter(&self, record: ImageRecord, names: &[ImageName]) -> Result<ImageRecord> {
         let mut state = self.state();
         let images = &mut state.index.images;
-        let full: BTreeSet<String> = names.iter().filter(|name| name.tag.is_some()).map(|name| ImageName { digest: None, ..(*name).clone() }.to_string()).collect();
+        let full: BTreeSet<String> = names
+            .iter()
+            .filter(|name| name.tag.is_some())
+            .map(|name| ImageName { digest: None, ..(*name).clone() }.to_string())
+            .collect();
         for image in images.iter_mut().filter(|image| image.id != record.id) {
             // A name points to one image: the newest.
             image.names.retain(|name| !full.contains(name));
@@ -401,7 +431,9 @@ impl ImageStore {
         image.names = all.into_iter().collect();
         let mut digests: BTreeSet<String> = image.repo_digests.iter().cloned().collect();
         digests.extend(names.iter().map(|name| format!("{}@{}", name.family(), record.manifest)));
-        digests.extend(names.iter().filter_map(|name| name.digest.as_ref().map(|digest| format!("{}@{digest}", name.family()))));
+        digests.extend(
+            names.iter().filter_map(|name| name.digest.as_ref().map(|digest| format!("{}@{digest}", name.family()))),
+        );
         image.repo_digests = digests.into_iter().collect();
         let image = image.clone();
         self.save(&state.index)?;
@@ -454,7 +486,9 @@ impl ImageStore {
         }
         let before = state.index.images.len();
         let State { index, pins, .. } = &mut *state;
-        index.images.retain(|image| !image.names.is_empty() || !image.repo_digests.is_empty() || pins.contains_key(&image.id));
+        index
+            .images
+            .retain(|image| !image.names.is_empty() || !image.repo_digests.is_empty() || pins.contains_key(&image.id));
         freed.images = before - index.images.len();
         if freed.images > 0 {
             self.save(index)?;

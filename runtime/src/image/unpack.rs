@@ -36,7 +36,8 @@ pub fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + '
         return Ok(Box::new(flate2::read::MultiGzDecoder::new(whole)));
     }
     if head == [0x28, 0xb5, 0x2f, 0xfd] {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(whole).map_err(|error| io::Error::other(error.to_string()))?;
+        let decoder =
+            ruzstd::decoding::StreamingDecoder::new(whole).map_err(|error| io::Error::other(error.to_string()))?;
         return Ok(Box::new(decoder));
     }
     Ok(Box::new(whole))
@@ -54,13 +55,16 @@ pub fn unpack(source: impl Read, target: &Path) -> io::Result<()> {
         let path = sys::clean(&entry.path()?);
         let mtime = entry.header().mtime().unwrap_or(0) as i64;
         let kind = entry.header().entry_type();
-        tree.put(&mut entry, &path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        tree.put(&mut entry, &path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         if kind == EntryType::Directory {
             directories.push((path, mtime));
         }
     }
     for (path, mtime) in directories.iter().rev() {
-        if let Ok(fd) = sys::open_in_root(tree.root.as_raw_fd(), path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW) {
+        if let Ok(fd) =
+            sys::open_in_root(tree.root.as_raw_fd(), path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)
+        {
             set_time(&fd, OsStr::new(""), *mtime);
         }
     }
@@ -126,7 +130,8 @@ impl Tree {
             EntryType::Link => {
                 remove(parent, at)?;
                 let target = sys::clean(&link.ok_or(io::ErrorKind::InvalidData)?);
-                let (dir, file) = (target.parent().unwrap_or(Path::new("")), target.file_name().ok_or(io::ErrorKind::InvalidData)?);
+                let (dir, file) =
+                    (target.parent().unwrap_or(Path::new("")), target.file_name().ok_or(io::ErrorKind::InvalidData)?);
                 let dir = sys::open_in_root(root.as_raw_fd(), dir, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
                 return Ok(linkat(&dir, file, parent, at, LinkatFlags::empty())?);
             }

@@ -5,18 +5,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libtest_mimic::Failed;
 use skiff_runtime::{
-    ContainerSpec, ContainerState, ExecSpec, ImageBuilder, ImageConfig, LogSpec, Phase, Pod, PodSpec, Runtime, RuntimeConfig,
+    ContainerSpec, ContainerState, ExecSpec, ImageBuilder, ImageConfig, LogSpec, Phase, Pod, PodSpec, Runtime,
+    RuntimeConfig,
 };
 use tokio::io::AsyncReadExt;
 
 pub const IMAGE: &str = "localhost/shell:v1";
-const PROGRAMS: [&str; 14] =
-    ["sh", "cat", "ls", "sleep", "id", "mkdir", "touch", "hostname", "mount", "mknod", "stat", "chmod", "unshare", "dd"];
+const PROGRAMS: [&str; 14] = [
+    "sh", "cat", "ls", "sleep", "id", "mkdir", "touch", "hostname", "mount", "mknod", "stat", "chmod", "unshare", "dd",
+];
 
 pub struct Fixture {
     pub runtime: Runtime,
     pub dir: PathBuf,
 }
+
+/// A test and its name.
+pub type Test = (&'static str, fn() -> Result<(), Failed>);
 
 /// Runs a test against a fresh runtime.
 pub fn with(test: impl AsyncFnOnce(&Fixture) -> Result<(), Failed>) -> Result<(), Failed> {
@@ -46,7 +51,10 @@ fn shell_image(runtime: &Runtime) -> Result<(), Failed> {
     let found: Vec<(PathBuf, String)> = PROGRAMS
         .iter()
         .filter_map(|name| {
-            let place = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
+            let place = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"]
+                .iter()
+                .map(|dir| Path::new(dir).join(name))
+                .find(|path| path.exists());
             place.map(|place| (place, format!("/bin/{name}")))
         })
         .collect();

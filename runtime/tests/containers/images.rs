@@ -7,9 +7,9 @@ use libtest_mimic::Failed;
 use skiff_runtime::image::Digest;
 use skiff_runtime::{Error, ImageBuilder, ImageStore};
 
-use super::fixture::{IMAGE, equal, holds, with};
+use super::fixture::{IMAGE, Test, equal, holds, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("images::out_and_in_again", out_and_in_again),
     ("images::collection_counts_references", collection_counts_references),
     ("images::docker_save", docker_save),
@@ -66,10 +66,14 @@ fn docker_save() -> Result<(), Failed> {
         layer.append_data(&mut header, "hi", &b"hi"[..])?;
         let layer = layer.into_inner()?;
         let diff_id = Digest::of(&layer);
-        let config = format!(r#"{{"architecture":"","os":"linux","config":{{"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#);
+        let config = format!(
+            r#"{{"architecture":"","os":"linux","config":{{"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
+        );
         let manifest = r#"[{"Config":"c.json","RepoTags":["app:v1"],"Layers":["l/layer.tar"]}]"#;
         let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
-        for (name, bytes) in [("l/layer.tar", layer.as_slice()), ("manifest.json", manifest.as_bytes()), ("c.json", config.as_bytes())] {
+        for (name, bytes) in
+            [("l/layer.tar", layer.as_slice()), ("manifest.json", manifest.as_bytes()), ("c.json", config.as_bytes())]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_size(bytes.len() as u64);
             archive.append_data(&mut header, name, bytes)?;
@@ -116,10 +120,16 @@ fn pull_from_a_registry() -> Result<(), Failed> {
                 let answer = if path == "/v2/" { Some(Vec::new()) } else { std::fs::read(blobs.join(hex)).ok() };
                 let (status, body) = match answer {
                     Some(body) => ("200 OK", body),
-                    None => ("404 Not Found", br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec()),
+                    None => (
+                        "404 Not Found",
+                        br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec(),
+                    ),
                 };
                 let kind = "application/vnd.oci.image.manifest.v1+json";
-                let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
             }
         });

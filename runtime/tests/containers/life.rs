@@ -4,9 +4,9 @@ use libtest_mimic::Failed;
 use skiff_runtime::{ContainerSpec, ExecSpec, LogSpec, Mount, PodSpec, Resources, Runtime, RuntimeConfig, boottime_ms};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::fixture::{equal, holds, running, with};
+use super::fixture::{Test, equal, holds, running, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("life::exit_codes_and_output", exit_codes_and_output),
     ("life::what_cannot_start_says_why", what_cannot_start_says_why),
     ("life::namespaces_and_files", namespaces_and_files),
@@ -149,8 +149,11 @@ fn exec_pipes_and_terminal() -> Result<(), Failed> {
         }
         equal((session.wait().await?, output.as_str()), (0, "round trip"))?;
 
-        let args = ["sh", "-c", "read line; echo got $line; ls -l /proc/self/fd/0 >/dev/null; exit 7"].map(str::to_owned).to_vec();
-        let mut session = pod.exec(ExecSpec { container: "c".into(), args, tty: true, ..ExecSpec::default() }, true).await?;
+        let args = ["sh", "-c", "read line; echo got $line; ls -l /proc/self/fd/0 >/dev/null; exit 7"]
+            .map(str::to_owned)
+            .to_vec();
+        let mut session =
+            pod.exec(ExecSpec { container: "c".into(), args, tty: true, ..ExecSpec::default() }, true).await?;
         if let Some(terminal) = &session.io.terminal {
             terminal.resize(100, 40)?;
         }
@@ -163,7 +166,10 @@ fn exec_pipes_and_terminal() -> Result<(), Failed> {
         equal(session.wait().await?, 7)?;
 
         let missing = ExecSpec { container: "c".into(), args: vec!["nothing".into()], ..ExecSpec::default() };
-        holds("a missing program is an error", pod.exec(missing, false).await.is_err_and(|e| e.to_string().contains("not found")))?;
+        holds(
+            "a missing program is an error",
+            pod.exec(missing, false).await.is_err_and(|e| e.to_string().contains("not found")),
+        )?;
         Ok(pod.delete().await?)
     })
 }
@@ -194,7 +200,13 @@ fn out_of_memory() -> Result<(), Failed> {
     with(async |fixture| {
         let pod = fixture.pod("memory").await?;
         let mut spec = fixture.container("c", "x=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; while true; do x=$x$x; done");
-        spec.resources = Resources { memory_bytes: 16 << 20, pids: 20, cpu_shares: 512, cpu_quota_us: 90_000, ..Resources::default() };
+        spec.resources = Resources {
+            memory_bytes: 16 << 20,
+            pids: 20,
+            cpu_shares: 512,
+            cpu_quota_us: 90_000,
+            ..Resources::default()
+        };
         let (state, _) = fixture.run(&pod, spec).await?;
         equal((state.oom_killed, state.exit_code), (true, 137))?;
         Ok(pod.delete().await?)

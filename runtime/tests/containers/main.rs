@@ -6,7 +6,8 @@ mod life;
 mod rights;
 mod speed;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use fixture::Test;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() {
     skiff_runtime::maybe_run_helper();
@@ -14,7 +15,7 @@ fn main() {
     let root = nix::unistd::Uid::effective().is_root();
     let missing = !root && std::env::var_os("CI").is_none();
     let mut trials = Vec::new();
-    let tables: [&[(&'static str, fn() -> Result<(), Failed>)]; 4] = [images::TESTS, life::TESTS, rights::TESTS, speed::TESTS];
+    let tables: [&[Test]; 4] = [images::TESTS, life::TESTS, rights::TESTS, speed::TESTS];
     for (name, test) in tables.into_iter().flatten() {
         trials.push(Trial::test(*name, test).with_ignored_flag(missing));
     }

@@ -3,9 +3,9 @@
 use libtest_mimic::Failed;
 use skiff_runtime::Security;
 
-use super::fixture::{equal, with};
+use super::fixture::{Test, equal, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[("rights::users_capabilities_and_calls", users_capabilities_and_calls)];
+pub const TESTS: &[Test] = &[("rights::users_capabilities_and_calls", users_capabilities_and_calls)];
 
 fn users_capabilities_and_calls() -> Result<(), Failed> {
     with(async |fixture| {
@@ -18,15 +18,23 @@ fn users_capabilities_and_calls() -> Result<(), Failed> {
             let (_, log) = fixture.run(&pod, spec).await?;
             equal((script, log.trim_end()), (script, expect))
         };
-        let capabilities = "while read name value; do case $name in CapEff:|NoNewPrivs:) echo $value;; esac; done < /proc/self/status";
+        let capabilities =
+            "while read name value; do case $name in CapEff:|NoNewPrivs:) echo $value;; esac; done < /proc/self/status";
         let plain = Security::default;
         check(plain(), "id -u; id -g; id -G", "0\n0\n0").await?;
-        check(Security { user: "web".into(), groups: vec![7], ..plain() }, "id -u; id -g; id -G", "33\n33\n33 7 50").await?;
-        check(Security { uid: Some(1000), gid: Some(2000), ..plain() }, "id -u; id -g; echo hi > /dev/stdout", "1000\n2000\nhi").await?;
+        check(Security { user: "web".into(), groups: vec![7], ..plain() }, "id -u; id -g; id -G", "33\n33\n33 7 50")
+            .await?;
+        check(
+            Security { uid: Some(1000), gid: Some(2000), ..plain() },
+            "id -u; id -g; echo hi > /dev/stdout",
+            "1000\n2000\nhi",
+        )
+        .await?;
         check(plain(), capabilities, "00000000a80425fb\n0").await?;
         check(Security { uid: Some(1000), ..plain() }, capabilities, "0000000000000000\n0").await?;
         check(Security { no_new_privileges: true, ..plain() }, capabilities, "00000000a80425fb\n1").await?;
-        let drop = Security { drop_capabilities: vec!["ALL".into()], add_capabilities: vec!["CHOWN".into()], ..plain() };
+        let drop =
+            Security { drop_capabilities: vec!["ALL".into()], add_capabilities: vec!["CHOWN".into()], ..plain() };
         check(drop, capabilities, "0000000000000001\n0").await?;
         check(plain(), "mount -t tmpfs t /tmp 2>/dev/null || echo refused", "refused").await?;
         check(plain(), "unshare -U true 2>/dev/null || echo refused", "refused").await?;

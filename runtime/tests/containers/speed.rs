@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use libtest_mimic::Failed;
 
-use super::fixture::{holds, with};
+use super::fixture::{Test, holds, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[("speed::start_exit_delete", start_exit_delete)];
+pub const TESTS: &[Test] = &[("speed::start_exit_delete", start_exit_delete)];
 
 fn start_exit_delete() -> Result<(), Failed> {
     with(async |fixture| {
@@ -34,7 +34,11 @@ fn start_exit_delete() -> Result<(), Failed> {
             all[all.len() / 2]
         });
         let names = ["create pod", "start", "exit", "delete", "all"];
-        let text: Vec<String> = names.iter().zip(medians.by_ref()).map(|(name, us)| format!("{name} {:.1} ms", us as f64 / 1000.0)).collect();
+        let text: Vec<String> = names
+            .iter()
+            .zip(medians.by_ref())
+            .map(|(name, us)| format!("{name} {:.1} ms", us as f64 / 1000.0))
+            .collect();
         eprintln!("p50 of {ROUNDS}: {}; helper {memory_kb} kB PSS", text.join(", "));
         holds("a pod lives and dies within half a second", times[4][ROUNDS / 2] < 500_000)
     })

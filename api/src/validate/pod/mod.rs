@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub(super) use update::{status_update, update};
 pub(super) use scheduling::tolerations;
+pub(super) use volumes::plain_source;
 
 /// What the parts of a pod need to know of the whole.
 pub(super) struct Context<'a> {

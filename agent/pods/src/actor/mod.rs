@@ -20,13 +20,13 @@ use crate::kill::Killer;
 use crate::logs::last_words;
 use crate::observed::{ContainerObserved, End, Exit, Observed, Sandbox, Stage, Volumes, container_id};
 use crate::plan::{Action, PodState, is_sidecar, plan, restarts};
+use crate::prepare;
 use crate::probe::{self, Kind, News};
 use crate::record::Record;
 use crate::start::{StartError, Started, Starter, target};
 use crate::status::status;
 use crate::translate::{PodPaths, identity, stop_signal};
 use crate::visible::{Directory, VisibleContainer, VisiblePod};
-use crate::prepare;
 
 /// Results of a pod's tasks that wait to be read; more than a pod with many containers ever has at once.
 const EVENTS_MAX: usize = 64;
@@ -51,7 +51,7 @@ pub struct Input {
 /// What comes back from a pod's tasks.
 enum Event {
     Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), String>),
-    TornDown(Result<(), String>),
+    TornDown,
     Files { first: bool, result: Result<u64, String> },
     Started { name: String, attempt: u32, result: Result<Started, StartError> },
     Probe { name: String, attempt: u32, news: News },
@@ -98,7 +98,8 @@ impl Actor {
         let mut observed = Observed { start_ms: now_ms(), ..Observed::default() };
         if over {
             let failed = written.phase.as_deref() == Some("Failed");
-            observed.end = Some(End { failed, reason: written.reason.clone().unwrap_or_default(), message: String::new() });
+            observed.end =
+                Some(End { failed, reason: written.reason.clone().unwrap_or_default(), message: String::new() });
         }
         Actor {
             ctx,
@@ -121,7 +122,13 @@ impl Actor {
     }
 
     /// A pod that an agent before this one ran: `made` is its sandbox if that still lives.
-    pub fn adopt(ctx: Arc<Context>, directory: Directory, input: watch::Receiver<Input>, record: Record, made: Option<RuntimePod>) -> Actor {
+    pub fn adopt(
+        ctx: Arc<Context>,
+        directory: Directory,
+        input: watch::Receiver<Input>,
+        record: Record,
+        made: Option<RuntimePod>,
+    ) -> Actor {
         let mut actor = Actor::new(ctx, directory, input);
         actor.observed = record.observed;
         actor.reported = record.status;
@@ -174,7 +181,8 @@ impl Actor {
             self.observe().await;
             let now = now_ms();
             let input = self.current.clone();
-            let plan = plan(PodState { pod: &input.pod, removed: input.removed, hold: input.hold }, &self.observed, now);
+            let plan =
+                plan(PodState { pod: &input.pod, removed: input.removed, hold: input.hold }, &self.observed, now);
             let mut again = false;
             for action in plan.actions {
                 again |= self.act(action, now).await;
@@ -242,7 +250,11 @@ impl Actor {
 
     fn container(&self, name: &str) -> Option<Container> {
         let spec = self.pod().spec.as_ref()?;
-        spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name).cloned()
+        spec.containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .find(|container| container.name == name)
+            .cloned()
     }
 
     fn seen(&mut self, name: &str) -> &mut ContainerObserved {
@@ -258,87 +270,6 @@ impl Actor {
         self.made = Some(made);
     }
 
-    /// Folds the runtime's state into what is known: exits, and the loss of the whole sandbox.
-    async fn observe(&mut self) {
-        let Some(made) = self.made.clone() else { return };
-        let state = made.state();
-        let running: Vec<(String, u32)> = self
-            .observed
-            .containers
-            .iter()
-            .filter(|(_, seen)| matches!(seen.stage, Stage::Running { .. }))
-            .map(|(name, seen)| (name.clone(), seen.attempt))
-            .collect();
-        for (name, attempt) in running {
-            let id = container_id(&name, attempt);
-            let found = state.containers.iter().find(|container| container.id == id);
-            let exit = match found {
-                Some(ended) if ended.phase == Phase::Exited => Some(self.exit_of(&name, attempt, ended)),
-                Some(_) if !state.gone => None,
-                None if !state.gone && !state.synced => None,
-                _ => Some(Exit {
-                    id: id.clone(),
-                    code: 137,
-                    reason: "ContainerStatusUnknown".into(),
-                    message: "The container ended together with the pod's helper process".into(),
-                    started_ms: now_ms(),
-                    finished_ms: now_ms(),
-                    ..Exit::default()
-                }),
-            };
-            if let Some(exit) = exit {
-                self.ended(&name, exit).await;
-                if !state.gone {
-                    let made = made.clone();
-                    tokio::spawn(async move { made.remove_container(&id).await });
-                }
-            }
-        }
-        if state.gone && matches!(self.observed.sandbox, Sandbox::Ready { .. }) {
-            self.observed.sandbox = Sandbox::Lost;
-            self.event(None, false, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.".into()).await;
-        }
-        if state.fenced && self.observed.end.is_none() {
-            let message = "The node lost its lease on the pod, which may run elsewhere by now".into();
-            self.observed.end = Some(End { failed: true, reason: "NodeLost".into(), message });
-        }
-    }
-
-    fn exit_of(&self, name: &str, attempt: u32, ended: &skiff_runtime::ContainerState) -> Exit {
-        let reason = match (ended.oom_killed, ended.exit_code) {
-            (true, _) => "OOMKilled",
-            (false, 0) => "Completed",
-            _ => "Error",
-        };
-        let fallback = self.container(name).is_some_and(|c| c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
-        let log = (fallback && ended.exit_code != 0).then(|| self.paths.log(name, attempt));
-        Exit {
-            id: ended.id.clone(),
-            code: ended.exit_code,
-            signal: ended.signal,
-            reason: reason.into(),
-            message: last_words(&self.paths.termination(name, attempt), log.as_deref()),
-            started_ms: ended.started_ms,
-            finished_ms: ended.finished_ms,
-        }
-    }
-
-    async fn ended(&mut self, name: &str, exit: Exit) {
-        self.live.remove(name);
-        let code = exit.code;
-        let seen = self.seen(name);
-        seen.stage = Stage::Exited(exit);
-        (seen.started, seen.ready) = (false, false);
-        let waits = seen.backoff.wait_ms > 0;
-        let container = self.container(name);
-        let again = self.pod().spec.as_ref().is_some_and(|spec| restarts(spec, code)) || container.as_ref().is_some_and(is_sidecar);
-        if waits && again && self.pod().metadata.deletion_timestamp.is_none() && self.observed.end.is_none() {
-            let id = identity(self.pod());
-            let message = format!("Back-off restarting failed container {name} in pod {}_{}({})", id.name, id.namespace, id.uid);
-            self.event(Some(name), true, "BackOff", message).await;
-        }
-    }
-
     async fn event(&self, container: Option<&str>, warning: bool, reason: &str, message: String) {
         self.ctx.event(self.pod(), container, warning, reason, message).await;
     }
@@ -348,10 +279,13 @@ impl Actor {
         match action {
             Action::CreateSandbox => {
                 self.observed.sandbox = Sandbox::Creating;
-                let (ctx, pod, paths, sender) = (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.sender.clone());
+                let (ctx, pod, paths, sender) =
+                    (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.sender.clone());
                 tokio::spawn(async move {
                     let result = prepare::sandbox(&ctx, &pod, &paths).await;
-                    if let Err(mpsc::error::SendError(Event::Sandbox(Ok((made, _))))) = sender.send(Event::Sandbox(result)).await {
+                    if let Err(mpsc::error::SendError(Event::Sandbox(Ok((made, _))))) =
+                        sender.send(Event::Sandbox(result)).await
+                    {
                         drop(made);
                     }
                 });
@@ -360,15 +294,14 @@ impl Actor {
                 self.observed.sandbox = Sandbox::TearingDown;
                 self.live.clear();
                 self.states = None;
-                let (ctx, pod, made, sender) = (self.ctx.clone(), self.pod().clone(), self.made.take(), self.sender.clone());
+                let (ctx, pod, made, sender) =
+                    (self.ctx.clone(), self.pod().clone(), self.made.take(), self.sender.clone());
                 tokio::spawn(async move {
-                    let mut result = prepare::tear_down(&ctx, &pod, made.clone()).await;
-                    while let Err(why) = &result {
+                    while let Err(why) = prepare::tear_down(&ctx, &pod, made.clone()).await {
                         tracing::warn!(pod = %identity(&pod).uid, "tear down: {why}; trying again");
                         tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
-                        result = prepare::tear_down(&ctx, &pod, made.clone()).await;
                     }
-                    let _ = sender.send(Event::TornDown(result)).await;
+                    let _ = sender.send(Event::TornDown).await;
                 });
             }
             Action::PrepareVolumes => {
@@ -413,7 +346,8 @@ impl Actor {
         }
         self.refreshing = true;
         self.renew_ms = u64::MAX;
-        let (ctx, pod, paths, ip, sender) = (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
+        let (ctx, pod, paths, ip, sender) =
+            (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
         tokio::spawn(async move {
             let result = prepare::files(&ctx, &pod, &made, ip.as_deref(), &paths).await;
             let _ = sender.send(Event::Files { first, result }).await;
@@ -426,7 +360,8 @@ impl Actor {
         let (ctx, pod) = (self.ctx.clone(), self.pod().clone());
         tokio::spawn(async move {
             if let Err(why) = prepare::attach(&ctx, &pod, &made).await {
-                ctx.event(&pod, None, true, "NetworkNotReady", format!("attach the pod to the network again: {why}")).await;
+                ctx.event(&pod, None, true, "NetworkNotReady", format!("attach the pod to the network again: {why}"))
+                    .await;
             }
         });
     }
@@ -517,207 +452,6 @@ impl Actor {
             tokio::join!(probe::run(container, target, age, restored, sender), forward);
         });
         self.live.entry(name.to_owned()).or_default().probes = Some(AbortOnDropHandle::new(task));
-    }
-
-    async fn handle(&mut self, event: Event) {
-        let now = now_ms();
-        match event {
-            Event::Sandbox(Ok((made, ip))) => {
-                self.set_made(made);
-                let ip = ip.map(|ip| ip.to_string());
-                self.observed.sandbox = Sandbox::Ready { ip: ip.clone() };
-                let host = self.ctx.config.host_ips.first().cloned();
-                self.observed.ip = ip;
-                self.observed.shown_ip = self.observed.ip.clone().or(host);
-            }
-            Event::Sandbox(Err(why)) => {
-                let message = format!("Failed to create pod sandbox: {why}");
-                self.observed.sandbox = Sandbox::Failed { message: why, retry_ms: now + RETRY_MS };
-                self.event(None, true, "FailedCreatePodSandBox", message).await;
-            }
-            Event::TornDown(_) => self.torn_down(),
-            Event::Files { first, result } => self.files_written(first, result, now).await,
-            Event::Started { name, attempt, result } => self.started(&name, attempt, result, now).await,
-            Event::Probe { name, attempt, news } => self.probed(&name, attempt, news).await,
-        }
-    }
-
-    /// Nothing of the sandbox is left. If the pod goes on, everything that ran in it starts over.
-    fn torn_down(&mut self) {
-        self.observed.sandbox = Sandbox::None;
-        self.observed.volumes = Volumes::None;
-        self.observed.ip = None;
-        if self.observed.end.is_some() || self.pod().metadata.deletion_timestamp.is_some() {
-            return;
-        }
-        let spec = self.pod().spec.clone().unwrap_or_default();
-        let init: Vec<&str> = spec.init_containers.iter().flatten().map(|container| container.name.as_str()).collect();
-        for (name, seen) in &mut self.observed.containers {
-            if let Stage::Exited(exit) = &seen.stage
-                && (init.contains(&name.as_str()) || restarts(&spec, exit.code))
-            {
-                seen.last = Some(exit.clone());
-                seen.attempt += 1;
-                seen.restarts += 1;
-                seen.stage = Stage::default();
-            }
-        }
-    }
-
-    async fn files_written(&mut self, first: bool, result: Result<u64, String>, now: u64) {
-        self.refreshing = false;
-        match result {
-            Ok(renew_ms) => {
-                self.renew_ms = renew_ms;
-                if first {
-                    self.observed.volumes = Volumes::Ready;
-                }
-            }
-            Err(why) => {
-                self.event(None, true, "FailedMount", why.clone()).await;
-                self.renew_ms = if first { u64::MAX } else { now + CONFIG_RETRY_MS };
-                if first {
-                    self.observed.volumes = Volumes::Failed { message: why, retry_ms: now + RETRY_MS };
-                }
-            }
-        }
-    }
-
-    async fn started(&mut self, name: &str, attempt: u32, result: Result<Started, StartError>, now: u64) {
-        let seen = self.seen(name);
-        if seen.attempt != attempt || !matches!(seen.stage, Stage::Starting) {
-            return;
-        }
-        let waiting = |reason: &str, message: String, retry_ms: u64| Stage::Waiting { reason: reason.into(), message, retry_ms, since_ms: now };
-        match result {
-            Ok(started) => {
-                seen.image_ref = started.image_ref;
-                seen.image_backoff = Default::default();
-                seen.stage = Stage::Running { started_ms: now, killing: false };
-                self.start_probes(name, Duration::ZERO);
-                if let Some(why) = started.hook_failure {
-                    let grace = self.pod().spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-                    let message = format!("FailedPostStartHook: {why}");
-                    self.kill(name, grace.max(0) as u64, Some(message)).await;
-                }
-            }
-            Err(StartError::Image { reason, message }) => {
-                seen.image_backoff.attempt(now);
-                let retry_ms = now + seen.image_backoff.wait_ms;
-                seen.stage = waiting(reason, message, retry_ms);
-            }
-            Err(StartError::Config(message)) => seen.stage = waiting("CreateContainerConfigError", message, now + CONFIG_RETRY_MS),
-            Err(StartError::Run { image_ref, message }) => {
-                seen.image_ref = image_ref;
-                let exit = Exit {
-                    id: container_id(name, attempt),
-                    code: 128,
-                    reason: "StartError".into(),
-                    message,
-                    started_ms: now,
-                    finished_ms: now,
-                    ..Exit::default()
-                };
-                self.ended(name, exit).await;
-            }
-            Err(StartError::Cancelled) => seen.stage = Stage::default(),
-        }
-    }
-
-    async fn probed(&mut self, name: &str, attempt: u32, news: News) {
-        let seen = self.seen(name);
-        if seen.attempt != attempt || !matches!(seen.stage, Stage::Running { .. }) {
-            return;
-        }
-        match news {
-            News::Started => seen.started = true,
-            News::Ready(ready) => seen.ready = ready,
-            News::Failed(kind, why) => {
-                let message = format!("{} probe failed: {why}", kind.word());
-                self.event(Some(name), true, "Unhealthy", message).await;
-            }
-            News::Dead(kind, grace) => {
-                let own = self.pod().spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
-                let grace = grace.unwrap_or_else(|| own.unwrap_or(30).max(0) as u64);
-                let word = if kind == Kind::Startup { "startup" } else { "liveness" };
-                let message = format!("Container {name} failed {word} probe, will be restarted");
-                self.kill(name, grace, Some(message)).await;
-            }
-        }
-    }
-
-    /// Shows, saves and reports what changed.
-    async fn publish(&mut self, now: u64) {
-        if self.observed.cleaned {
-            return;
-        }
-        self.show();
-        if self.quiet {
-            return;
-        }
-        let situation = self.ctx.situation(self.observed.shown_ip.as_deref());
-        let status = status(self.pod(), &self.observed, &situation, &self.reported, now);
-        let changed = status != self.reported;
-        if changed || self.saved.as_ref() != Some(&self.observed) {
-            let record = Record { pod: Pod::clone(self.pod()), observed: self.observed.clone(), status: status.clone() };
-            if let Err(error) = record.save(&self.paths.dir) {
-                tracing::error!(dir = %self.paths.dir.display(), "save a pod's record: {error}");
-            }
-            self.saved = Some(self.observed.clone());
-        }
-        if changed {
-            let id = identity(self.pod());
-            self.reported = status.clone();
-            let report = Report::PodStatus { namespace: id.namespace, name: id.name, uid: id.uid, status: Box::new(status) };
-            let _ = self.ctx.reports.send(report).await;
-        }
-    }
-
-    fn show(&self) {
-        let spec = self.pod().spec.clone().unwrap_or_default();
-        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let show = |container: &Container| {
-            let seen = self.observed.containers.get(&container.name).cloned().unwrap_or_default();
-            let running = matches!(seen.stage, Stage::Running { .. });
-            let began = running || matches!(seen.stage, Stage::Exited(_));
-            let newest = if began { Some(seen.attempt) } else { seen.attempt.checked_sub(1) };
-            let log = |attempt: Option<u32>| attempt.map(|attempt| self.paths.log(&container.name, attempt));
-            let again = seen.exit().is_none_or(|exit| restarts(&spec, exit.code)) && self.observed.end.is_none();
-            VisibleContainer {
-                running: running.then(|| container_id(&container.name, seen.attempt)),
-                log: log(newest),
-                previous: log(newest.and_then(|newest| newest.checked_sub(1))),
-                tty: container.tty.unwrap_or(false),
-                lives: running || (again && self.pod().metadata.deletion_timestamp.is_none()),
-            }
-        };
-        let visible = VisiblePod {
-            uid: identity(self.pod()).uid,
-            made: self.made.clone(),
-            own_network: spec.host_network != Some(true),
-            containers: containers.map(|container| (container.name.clone(), show(container))).collect(),
-        };
-        self.directory.set(&self.key(), visible);
-    }
-
-    /// Removes the last traces and says so.
-    async fn clean(&mut self) {
-        let id = identity(self.pod());
-        self.directory.remove(&self.key(), &id.uid);
-        let dirs = [self.paths.dir.clone(), self.paths.logs.clone()];
-        let removed = tokio::task::spawn_blocking(move || {
-            for dir in &dirs {
-                match std::fs::remove_dir_all(dir) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        tracing::error!(dir = %dir.display(), "remove a pod's files: {error}");
-                    }
-                    _ => {}
-                }
-            }
-        });
-        let _ = removed.await;
-        self.observed.cleaned = true;
-        let _ = self.ctx.reports.send(Report::PodGone { namespace: id.namespace, name: id.name, uid: id.uid }).await;
     }
 }
 

@@ -1,0 +1,22 @@
+//! Real pods, driven by a level as the agent drives them: needs root, and removes whatever it makes.
+
+mod fixture;
+mod life;
+mod streams;
+
+use fixture::Test;
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    skiff_runtime::maybe_run_helper();
+    fixture::maybe_echo();
+    let arguments = Arguments::from_args();
+    let missing = !nix::unistd::Uid::effective().is_root() && std::env::var_os("CI").is_none();
+    let tables: [&[Test]; 2] = [life::TESTS, streams::TESTS];
+    let trials =
+        tables.into_iter().flatten().map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing)).collect();
+    if missing {
+        eprintln!("ignored: pods need root");
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

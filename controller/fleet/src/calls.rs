@@ -1,0 +1,81 @@
+//! Streams to a node that a client asked for: logs, exec, attach, port-forward. The agent dials, so a node behind NAT works: this side asks, and the
+//! agent opens a stream that names the request.
+
+use skiff_proto::fleet as pb;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Frames that may wait in either direction.
+const QUEUE: usize = 32;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a stream could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("node {0} is not connected to this server")]
+    NotConnected(String),
+    #[error("node {0} did not open the stream within 5 s")]
+    NoAnswer(String),
+}
+
+/// Both directions of an open stream.
+pub struct CallStream {
+    pub send: mpsc::Sender<pb::Frame>,
+    pub receive: mpsc::Receiver<pb::Frame>,
+}
+
+/// Agents that listen for calls, and calls that wait for their stream.
+#[derive(Default)]
+pub struct Calls {
+    agents: Mutex<HashMap<String, mpsc::Sender<Result<pb::Call, tonic::Status>>>>,
+    /// By call: the node that may answer it, and where the stream goes.
+    waiting: Mutex<HashMap<String, (String, oneshot::Sender<CallStream>)>>,
+    next: std::sync::atomic::AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Calls {
+    /// An agent listens. The newest connection of a node counts.
+    pub fn listen(&self, node: &str) -> mpsc::Receiver<Result<pb::Call, tonic::Status>> {
+        let (send, receive) = mpsc::channel(64);
+        lock(&self.agents).insert(node.to_owned(), send);
+        receive
+    }
+
+    /// Asks a node for a stream.
+    pub async fn open(&self, node: &str, kind: pb::call::Kind) -> Result<CallStream, CallError> {
+        let agent = lock(&self.agents).get(node).cloned().ok_or_else(|| CallError::NotConnected(node.into()))?;
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = format!("{node}/{number}");
+        let (answer, opened) = oneshot::channel();
+        lock(&self.waiting).insert(id.clone(), (node.to_owned(), answer));
+        let call = pb::Call { id: id.clone(), kind: Some(kind) };
+        let result = match agent.send(Ok(call)).await {
+            Err(_) => Err(CallError::NotConnected(node.into())),
+            Ok(()) => match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
+                Ok(Ok(stream)) => Ok(stream),
+                _ => Err(CallError::NoAnswer(node.into())),
+            },
+        };
+        lock(&self.waiting).remove(&id);
+        result
+    }
+
+    /// An agent opened the stream for a call. Gives its outgoing frames, unless nobody waits (any more) for this call from this node.
+    pub fn opened(&self, node: &str, id: &str) -> Option<(mpsc::Receiver<pb::Frame>, mpsc::Sender<pb::Frame>)> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.get(id).is_none_or(|(expected, _)| expected != node) {
+            return None;
+        }
+        let (_, answer) = waiting.remove(id)?;
+        let (to_agent, outgoing) = mpsc::channel(QUEUE);
+        let (incoming, from_agent) = mpsc::channel(QUEUE);
+        answer.send(CallStream { send: to_agent, receive: from_agent }).ok()?;
+        Some((outgoing, incoming))
+    }
+}
