@@ -17,6 +17,11 @@
 //! | [`table`] | what `kubectl get` prints |
 //! | [`status`] | how each failure is told |
 
+#![allow(
+    clippy::result_large_err,
+    reason = "a Status is made once, on the way out of a request: boxing it buys nothing"
+)]
+
 pub mod apply;
 pub mod defaults;
 pub mod expand;

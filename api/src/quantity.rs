@@ -172,11 +172,16 @@ fn scaled(whole: &str, fraction: &str, scale: Scale) -> i128 {
     };
     let kept = &fraction[..fraction.len().min(DIGITS_MAX.saturating_sub(whole.len().min(DIGITS_MAX)))];
     let lost = fraction[kept.len()..].bytes().any(|c| c != b'0');
-    let mantissa = whole.bytes().chain(kept.bytes()).try_fold(0i128, |n, c| n.checked_mul(10)?.checked_add(i128::from(c - b'0')));
+    let mantissa =
+        whole.bytes().chain(kept.bytes()).try_fold(0i128, |n, c| n.checked_mul(10)?.checked_add(i128::from(c - b'0')));
     let Some(mantissa) = mantissa.and_then(|m| m.checked_mul(multiplier)) else { return MAX };
     let power = 9 + exp - kept.len() as i32;
     let nanos = if power >= 0 {
-        u32::try_from(power).ok().and_then(|p| 10i128.checked_pow(p)).and_then(|p| mantissa.checked_mul(p)).unwrap_or(if mantissa == 0 { 0 } else { MAX })
+        u32::try_from(power)
+            .ok()
+            .and_then(|p| 10i128.checked_pow(p))
+            .and_then(|p| mantissa.checked_mul(p))
+            .unwrap_or(if mantissa == 0 { 0 } else { MAX })
     } else {
         match 10i128.checked_pow(power.unsigned_abs()) {
             Some(divisor) => div_up(mantissa, divisor),

@@ -82,8 +82,13 @@ impl Status {
 
     /// What a delete answers when the object is gone; `code` 200.
     pub fn deleted(group: &str, resource: &str, name: &str, uid: &str) -> Self {
-        let details =
-            Details { name: name.into(), group: group.into(), kind: resource.into(), uid: uid.into(), ..Details::default() };
+        let details = Details {
+            name: name.into(),
+            group: group.into(),
+            kind: resource.into(),
+            uid: uid.into(),
+            ..Details::default()
+        };
         Status { details: Some(details), ..Status::success(200) }
     }
 

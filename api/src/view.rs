@@ -4,9 +4,7 @@
 //! keeps the few indexes that those decisions walk: pods by node and by owner, and for every object who owns it.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -314,13 +312,13 @@ mod tests {
     use super::*;
 
     fn pod(node: Option<&str>, owner: Option<&str>) -> Vec<u8> {
-        let mut pod = serde_json::json!({"metadata": {"name": "p", "namespace": "d", "uid": "u1"}, "spec": {"containers": []}});
+        let mut pod =
+            serde_json::json!({"metadata": {"name": "p", "namespace": "d", "uid": "u1"}, "spec": {"containers": []}});
         if let Some(node) = node {
             pod["spec"]["nodeName"] = node.into();
         }
         if let Some(owner) = owner {
-            pod["metadata"]["ownerReferences"] =
-                serde_json::json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": owner, "controller": true}]);
+            pod["metadata"]["ownerReferences"] = serde_json::json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": owner, "controller": true}]);
         }
         serde_json::to_vec(&pod).unwrap()
     }

@@ -159,6 +159,20 @@ pub fn hash(pem: &str) -> Result<String, Error> {
     Ok(hex(&Sha256::digest(&der)))
 }
 
+/// The common name in a certificate (DER).
+pub fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
+
+/// The organization (the group) in a certificate (DER).
+pub fn organization(der: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let name = certificate.subject().iter_organization().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

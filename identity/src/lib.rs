@@ -5,7 +5,7 @@ mod ca;
 mod tls;
 mod token;
 
-pub use ca::{Ca, Pair, SERVER_NAME, Subject, hash, request, request_key_hash};
+pub use ca::{Ca, Pair, SERVER_NAME, Subject, common_name, hash, organization, request, request_key_hash};
 pub use tls::{client, install_crypto, joining_client, server, server_name};
 pub use token::{Role, Token, random_text};
 

@@ -175,9 +175,7 @@ async fn http(
     headers: &[(String, String)],
 ) -> Result<String, String> {
     let stream = connect(target, host, port).await?;
-    if tls {
-        return Err("HTTPS probes are not supported by this node yet; use an exec or TCP probe".into());
-    }
+    let scheme = if tls { "https" } else { "http" };
     let name = if host.is_empty() { target.ip.to_string() } else { host.to_owned() };
     let mut request = Request::get(path).header("Accept", "*/*").header("Connection", "close");
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
@@ -191,15 +189,20 @@ async fn http(
     }
     let request =
         request.body(Empty::<bytes::Bytes>::new()).map_err(|error| format!("the probe's request: {error}"))?;
-    let fail = |error: hyper::Error| format!("Get \"http://{name}:{port}{path}\": {error}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
+    let fail = |error: &dyn std::fmt::Display| format!("Get \"{scheme}://{name}:{port}{path}\": {error}");
+    let stream: Box<dyn crate::tls::Stream> = match tls {
+        true => Box::new(crate::tls::wrap(stream, target.ip).await.map_err(|error| fail(&error))?),
+        false => Box::new(stream),
+    };
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| fail(&error))?;
     let driver = tokio::spawn(connection);
     let answer = sender.send_request(request).await;
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
             driver.abort();
-            return Err(fail(error));
+            return Err(fail(&error));
         }
     };
     let status = answer.status();

@@ -40,6 +40,7 @@ mod resources;
 mod start;
 pub mod status;
 mod streams;
+mod tls;
 mod traits;
 mod translate;
 mod visible;

@@ -94,7 +94,9 @@ pub struct ContainerObserved {
     pub restarts: u32,
     /// The instance before the newest.
     pub last: Option<Exit>,
-    /// What the image was.
+    /// The image that the newest instance was started with, as the object named it.
+    pub image: String,
+    /// What that image was.
     pub image_ref: String,
     /// Its start-up probe, if any, has succeeded.
     pub started: bool,

@@ -41,6 +41,13 @@ pub enum Action {
         /// Seconds from the signal to the kill.
         grace_seconds: u64,
     },
+    /// Stop an instance whose definition is not what is wanted any more; the next one follows it.
+    Replace {
+        /// The container.
+        name: String,
+        /// Seconds from the signal to the kill.
+        grace_seconds: u64,
+    },
     /// The failed pull is now a wait.
     NotePullBackOff {
         /// The container.
@@ -210,6 +217,12 @@ fn containers(plan: &mut Plan, spec: &PodSpec, observed: &Observed, now_ms: u64)
         return;
     }
     for container in &spec.containers {
+        let state = seen(container);
+        let changed = container.image.as_ref().is_some_and(|image| *image != state.image);
+        if changed && matches!(state.stage, Stage::Running { killing: false, .. }) {
+            let grace_seconds = spec.termination_grace_period_seconds.unwrap_or(30).max(0) as u64;
+            plan.actions.push(Action::Replace { name: container.name.clone(), grace_seconds });
+        }
         start(plan, container, &|code| restarts(spec, code));
     }
     let over =
@@ -309,6 +322,7 @@ mod tests {
         let word = |action: &Action| match action {
             Action::Start { name } => format!("start {name}"),
             Action::Kill { name, grace_seconds } => format!("kill {name} {grace_seconds}"),
+            Action::Replace { name, .. } => format!("replace {name}"),
             Action::End(end) => format!("end {}", if end.failed { "failed" } else { "succeeded" }),
             other => format!("{other:?}").to_lowercase(),
         };
@@ -364,6 +378,9 @@ mod tests {
         let on_failure = json!({"restartPolicy": "OnFailure", "containers": [{"name": "a"}, {"name": "b"}]});
         check(on_failure.clone(), &[("a", exited(0, 0), false), ("b", exited(1, 0), false)], "start b");
         check(on_failure, &[("a", exited(0, 0), false), ("b", exited(0, 0), false)], "end succeeded");
+        let other = json!({"containers": [{"name": "a", "image": "other"}]});
+        check(other.clone(), &[("a", running(), true)], "replace a");
+        check(other, &[("a", Stage::Running { started_ms: 0, killing: true }, true)], "");
         let sidecar = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}], "containers": [{"name": "a"}]});
         check(sidecar.clone(), &[("s", running(), false)], "");
         check(sidecar.clone(), &[("s", running(), true)], "start i");

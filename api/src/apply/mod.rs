@@ -77,7 +77,9 @@ pub fn apply(
     let request = Request { schema, ignored: &ignored, live: &base, applied, who: &who };
     match request.carry_out(force) {
         // kubectl may take over what its own client-side apply wrote.
-        Err(conflicts) if manager == "kubectl" && request.allowed_by_last_applied(&conflicts) => request.carry_out(true),
+        Err(conflicts) if manager == "kubectl" && request.allowed_by_last_applied(&conflicts) => {
+            request.carry_out(true)
+        }
         other => other,
     }
     .map(|merged| update_last_applied(merged, &base, applied, manager))
@@ -331,13 +333,26 @@ fn update_last_applied(mut merged: Value, live: &Value, applied: &Value, manager
     if let Some(annotations) = last.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.shift_remove(LAST_APPLIED);
     }
-    let text = format!("{last}\n");
+    let text = format!("{}\n", sorted(&last));
     let others = meta::annotations(&merged).into_iter().flatten().filter(|(k, _)| *k != LAST_APPLIED);
     let size: usize = others.map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
     if size + LAST_APPLIED.len() + text.len() <= ANNOTATIONS_MAX {
         meta::set_annotation(&mut merged, LAST_APPLIED, &text);
     }
     merged
+}
+
+/// The same document with all members in order: the annotation's form.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut members: Vec<(String, Value)> = map.iter().map(|(k, v)| (k.clone(), sorted(v))).collect();
+            members.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(members.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
 }
 
 fn does_not_fit(kind: &Kind, applied: &Value, problems: &[String]) -> Status {

@@ -78,7 +78,10 @@ fn what_does_not_fit_is_refused() {
     };
     let mut unknown = data(json!({}));
     unknown["nothing"] = json!(1);
-    check(unknown, "failed to create typed patch object (/m; /v1, Kind=ConfigMap): .nothing: field not declared in schema");
+    check(
+        unknown,
+        "failed to create typed patch object (/m; /v1, Kind=ConfigMap): .nothing: field not declared in schema",
+    );
     let mut managed = data(json!({}));
     managed["metadata"]["managedFields"] = json!([]);
     check(managed, "metadata.managedFields must be nil");
@@ -110,7 +113,8 @@ fn kubectl_takes_over_client_side_apply() {
     track_update(schema, None, &mut created, "kubectl-client-side-apply", Operation::Update, "", at(0));
     let refused = apply(&kind, schema, Some(&created), &data(json!({"a": "2"})), "other", false, "", at(1));
     assert!(refused.is_err());
-    let taken = apply(&kind, schema, Some(&created), &data(json!({"a": "2"})), "kubectl", false, "", at(1)).expect("taken over");
+    let taken = apply(&kind, schema, Some(&created), &data(json!({"a": "2"})), "kubectl", false, "", at(1))
+        .expect("taken over");
     assert_eq!(taken["data"], json!({"a": "2", "b": "1"}));
     assert_eq!(owners(&taken)["kubectl/Apply"], json!({"f:data": {"f:a": {}}}));
 }

@@ -118,7 +118,9 @@ fn check_at(known: Known, value: &Value, path: &mut Vec<PathElement>, found: &mu
         },
         Known::Shape(shape) => {
             let (what, ok) = match shape {
-                Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration => ("string", value.is_string()),
+                Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration => {
+                    ("string", value.is_string())
+                }
                 Shape::Int32 | Shape::Int64 | Shape::Number => ("numeric (int or float)", value.is_number()),
                 Shape::Bool => ("boolean", value.is_boolean()),
                 _ => ("", true),
@@ -218,7 +220,13 @@ pub(super) fn compare(known: Known, old: &Value, new: &Value) -> Comparison {
     out
 }
 
-fn compare_at(known: Known, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<PathElement>, out: &mut Comparison) {
+fn compare_at(
+    known: Known,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    path: &mut Vec<PathElement>,
+    out: &mut Comparison,
+) {
     let leaf = |path: &mut Vec<PathElement>, out: &mut Comparison| match (old, new) {
         (None, Some(_)) => out.added.insert(path),
         (Some(_), None) => out.removed.insert(path),
@@ -251,7 +259,9 @@ fn compare_at(known: Known, old: Option<&Value>, new: Option<&Value>, path: &mut
                 l.into_iter().flatten().map(|i| (element(list, i), i.clone())).collect()
             };
             let (a, b) = (index(a), index(b));
-            let find = |l: &[(PathElement, Value)], name: &PathElement| l.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let find = |l: &[(PathElement, Value)], name: &PathElement| {
+                l.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
+            };
             let mut seen: Vec<&PathElement> = Vec::new();
             for (name, _) in a.iter().chain(&b) {
                 if seen.contains(&name) {

@@ -12,6 +12,8 @@ mod policy;
 mod storage;
 mod workloads;
 
+pub(crate) use workloads::TEMPLATE_GENERATION;
+
 use crate::kinds::Kind;
 use crate::schema::Schema;
 use serde_json::{Map, Value};

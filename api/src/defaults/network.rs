@@ -30,7 +30,8 @@ pub(super) fn service(map: &mut Map<String, Value>) {
         });
         let kind = text(spec, "type").to_string();
         let outside = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
-        let external_ips = kind == "ClusterIP" && spec.get("externalIPs").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+        let external_ips =
+            kind == "ClusterIP" && spec.get("externalIPs").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
         if outside || external_ips {
             or(spec, "externalTrafficPolicy", "Cluster");
         }

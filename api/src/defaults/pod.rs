@@ -46,10 +46,14 @@ fn requests_from_limits(resources: &mut Map<String, Value>) {
 
 /// With resources for the pod as a whole: its requests follow from what all containers ask for, else from its limits.
 fn pod_level_requests(spec: &mut Map<String, Value>) {
-    let Some(limits) = spec.get("resources").and_then(|r| r.get("limits")).and_then(Value::as_object).cloned() else { return };
+    let Some(limits) = spec.get("resources").and_then(|r| r.get("limits")).and_then(Value::as_object).cloned() else {
+        return;
+    };
     let containers = |list: &str| spec.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
     let (main, init) = (containers("containers"), containers("initContainers"));
-    let request = |c: &Value, name: &str| c.pointer("/resources/requests").and_then(|r| r.get(name)).and_then(Quantity::from_value);
+    let request = |c: &Value, name: &str| {
+        c.pointer("/resources/requests").and_then(|r| r.get(name)).and_then(Quantity::from_value)
+    };
     let restarts = |c: &Value| c.get("restartPolicy").and_then(Value::as_str) == Some("Always");
     let total = |name: &str| -> Option<Quantity> {
         let any = main.iter().chain(&init).any(|c| request(c, name).is_some());
@@ -148,8 +152,9 @@ pub(crate) fn pull_policy(image: &str) -> &'static str {
     };
     let last = name.rsplit('/').next().unwrap_or(name);
     let readable = !name.is_empty() && !name.contains(char::is_whitespace) && name == name.trim_matches('/');
-    let repository_is_lower = !name[..name.len() - last.len()].chars().skip_while(|c| *c != '/').any(char::is_uppercase)
-        && !last.split(':').next().unwrap_or_default().chars().any(char::is_uppercase);
+    let repository_is_lower =
+        !name[..name.len() - last.len()].chars().skip_while(|c| *c != '/').any(char::is_uppercase)
+            && !last.split(':').next().unwrap_or_default().chars().any(char::is_uppercase);
     match last.rsplit_once(':') {
         _ if !readable || !repository_is_lower => "IfNotPresent",
         Some((_, "latest")) => "Always",
@@ -178,7 +183,12 @@ fn volume(volume: &mut Map<String, Value>) {
     if !volume.keys().any(|key| key != "name") {
         or(volume, "emptyDir", empty());
     }
-    for (source, fields) in [("secret", "defaultMode"), ("configMap", "defaultMode"), ("downwardAPI", "defaultMode"), ("projected", "defaultMode")] {
+    for (source, fields) in [
+        ("secret", "defaultMode"),
+        ("configMap", "defaultMode"),
+        ("downwardAPI", "defaultMode"),
+        ("projected", "defaultMode"),
+    ] {
         with(volume, source, |s| or(s, fields, FILE_MODE));
     }
     with(volume, "downwardAPI", downward_items);

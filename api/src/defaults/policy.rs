@@ -21,6 +21,16 @@ pub(super) fn namespace(map: &mut Map<String, Value>) {
 
 /// What a node has can all be used, until it says otherwise.
 pub(super) fn node(map: &mut Map<String, Value>) {
+    // The old field is the first of the new one; a writer may give either.
+    with(map, "spec", |spec| {
+        let single = text(spec, "podCIDR").to_string();
+        let first = spec.get("podCIDRs").and_then(|l| l.get(0)).and_then(Value::as_str).unwrap_or("").to_string();
+        if !single.is_empty() && single != first {
+            spec.insert("podCIDRs".into(), json!([single]));
+        } else if single.is_empty() && !first.is_empty() {
+            spec.insert("podCIDR".into(), first.into());
+        }
+    });
     with(map, "status", |status| {
         if let Some(capacity) = status.get("capacity").cloned() {
             or(status, "allocatable", capacity);
@@ -76,13 +86,18 @@ pub(super) fn autoscaler(map: &mut Map<String, Value>, version: &str) {
             or(behavior, "scaleUp", empty());
             with(behavior, "scaleUp", |rules| {
                 or(rules, "stabilizationWindowSeconds", 0);
-                scaling_rules(rules, json!([
-                    {"type": "Pods", "value": 4, "periodSeconds": 15},
-                    {"type": "Percent", "value": 100, "periodSeconds": 15},
-                ]));
+                scaling_rules(
+                    rules,
+                    json!([
+                        {"type": "Pods", "value": 4, "periodSeconds": 15},
+                        {"type": "Percent", "value": 100, "periodSeconds": 15},
+                    ]),
+                );
             });
             or(behavior, "scaleDown", empty());
-            with(behavior, "scaleDown", |rules| scaling_rules(rules, json!([{"type": "Percent", "value": 100, "periodSeconds": 15}])));
+            with(behavior, "scaleDown", |rules| {
+                scaling_rules(rules, json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]))
+            });
         });
     });
 }

@@ -3,6 +3,9 @@
 use super::{each, empty, or, pod, storage, text, with};
 use serde_json::{Map, Value, json};
 
+/// Annotation of daemon sets.
+pub(crate) const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 pub(super) fn deployment(map: &mut Map<String, Value>) {
     with(map, "spec", |spec| {
         pod::template(spec);
@@ -73,6 +76,11 @@ pub(super) fn daemon_set(map: &mut Map<String, Value>) {
         });
         or(spec, "revisionHistoryLimit", 10);
     });
+    // Counts changes of the template, in the form of an older API; the strategy counts on.
+    with(map, "metadata", |meta| {
+        or(meta, "annotations", empty());
+        with(meta, "annotations", |annotations| or(annotations, TEMPLATE_GENERATION, "0"));
+    });
 }
 
 /// A replication controller takes selector and labels from its template.
@@ -130,7 +138,9 @@ pub(super) fn cron_job(map: &mut Map<String, Value>) {
             with(template, "spec", |job| {
                 pod::template(job);
                 with(job, "podFailurePolicy", |policy| {
-                    each(policy, "rules", |rule| each(rule, "onPodConditions", |c| or_unless_empty(c, "status", "True")));
+                    each(policy, "rules", |rule| {
+                        each(rule, "onPodConditions", |c| or_unless_empty(c, "status", "True"))
+                    });
                 });
             });
         });

@@ -144,9 +144,11 @@ mod tests {
 
     #[test]
     fn storage_hashes_are_the_published_ones() {
-        for (group, version, kind, hash) in
-            [("", "v1", "Pod", "xPOwRZ+Yhw8="), ("apps", "v1", "Deployment", "8aSe+NMegvE="), ("", "v1", "Event", "r2yiGXH7wu8=")]
-        {
+        for (group, version, kind, hash) in [
+            ("", "v1", "Pod", "xPOwRZ+Yhw8="),
+            ("apps", "v1", "Deployment", "8aSe+NMegvE="),
+            ("", "v1", "Event", "r2yiGXH7wu8="),
+        ] {
             assert_eq!(storage_version_hash(group, version, kind), hash, "{kind}");
         }
     }

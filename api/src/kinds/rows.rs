@@ -33,7 +33,13 @@ fn plural_of(singular: &str) -> String {
     if let Some(stem) = singular.strip_suffix("y") {
         return format!("{stem}ies");
     }
-    if singular.ends_with("ss") { format!("{singular}es") } else if singular.ends_with('s') { singular.into() } else { format!("{singular}s") }
+    if singular.ends_with("ss") {
+        format!("{singular}es")
+    } else if singular.ends_with('s') {
+        singular.into()
+    } else {
+        format!("{singular}s")
+    }
 }
 
 /// A kind that is only answered, never stored.
@@ -126,6 +132,10 @@ fn core() -> Vec<Kind> {
             .sub_of("portforward", "", "v1", "PodPortForwardOptions", "create,get")
             .sub_of("proxy", "", "v1", "PodProxyOptions", PROXY)
             .sub("resize", RW),
+        kind("PersistentVolume").cluster().short("pv").status(),
+        kind("PersistentVolumeClaim").short("pvc").status(),
+        kind("PodTemplate"),
+        kind("ReplicationController").short("rc").categories("all").status().scale(),
         kind("Secret"),
         kind("Service").short("svc").categories("all").status().sub_of("proxy", "", "v1", "ServiceProxyOptions", PROXY),
         kind("ServiceAccount").short("sa").sub_of("token", "authentication.k8s.io", "v1", "TokenRequest", "create"),
@@ -135,8 +145,12 @@ fn core() -> Vec<Kind> {
 fn reviews() -> Vec<Kind> {
     let (authn, authz) = ("authentication.k8s.io", "authorization.k8s.io");
     vec![
-        Kind { stored_as: Some(("".into(), "events".into())), storage_version_hash: storage_version_hash("", "v1", "Event"), ..row("events.k8s.io", "v1", "Event") }
-            .short("ev"),
+        Kind {
+            stored_as: Some(("".into(), "events".into())),
+            storage_version_hash: storage_version_hash("", "v1", "Event"),
+            ..row("events.k8s.io", "v1", "Event")
+        }
+        .short("ev"),
         review(authn, "v1", "SelfSubjectReview"),
         review(authn, "v1", "TokenReview"),
         Kind { namespaced: true, ..review(authz, "v1", "LocalSubjectAccessReview") },
@@ -149,6 +163,9 @@ fn reviews() -> Vec<Kind> {
 fn workloads() -> Vec<Kind> {
     let apps = |name| row("apps", "v1", name);
     vec![
+        apps("ControllerRevision"),
+        apps("DaemonSet").short("ds").categories("all").status(),
+        apps("StatefulSet").short("sts").categories("all").status().scale(),
         apps("Deployment").short("deploy").categories("all").status().scale(),
         apps("ReplicaSet").short("rs").categories("all").status().scale(),
     ]
@@ -161,7 +178,10 @@ fn cluster_and_network() -> Vec<Kind> {
         rbac("ClusterRoleBinding").cluster(),
         rbac("Role"),
         rbac("RoleBinding"),
+        row("storage.k8s.io", "v1", "StorageClass").cluster().short("sc"),
+        row("scheduling.k8s.io", "v1", "PriorityClass").cluster().short("pc"),
         row("coordination.k8s.io", "v1", "Lease"),
+        row("node.k8s.io", "v1", "RuntimeClass").cluster(),
         row("discovery.k8s.io", "v1", "EndpointSlice"),
     ]
 }

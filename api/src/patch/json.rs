@@ -15,7 +15,8 @@ pub fn json_patch(doc: &Value, patch: &[u8]) -> Result<Value, Status> {
         Value::Array(operations) => operations,
         Value::Null => Vec::new(),
         other => {
-            let text = format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", kind_of(&other));
+            let text =
+                format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", kind_of(&other));
             return Err(Status::bad_request(format!("error decoding patch: {text}")));
         }
     };
@@ -189,19 +190,37 @@ mod tests {
             }
         };
         check(json!([]), Some(doc.clone()));
-        check(json!([{"op": "add", "path": "/l/-", "value": 3}]), Some(json!({"a": {"b": 1}, "l": [1, 2, 3], "x/y": 3})));
-        check(json!([{"op": "add", "path": "/l/0", "value": 3}]), Some(json!({"a": {"b": 1}, "l": [3, 1, 2], "x/y": 3})));
+        check(
+            json!([{"op": "add", "path": "/l/-", "value": 3}]),
+            Some(json!({"a": {"b": 1}, "l": [1, 2, 3], "x/y": 3})),
+        );
+        check(
+            json!([{"op": "add", "path": "/l/0", "value": 3}]),
+            Some(json!({"a": {"b": 1}, "l": [3, 1, 2], "x/y": 3})),
+        );
         check(json!([{"op": "add", "path": "/l/9", "value": 3}]), None);
         check(json!([{"op": "remove", "path": "/l/-"}]), None);
         check(json!([{"op": "remove", "path": "/q"}]), None);
-        check(json!([{"op": "replace", "path": "/a/c", "value": 2}]), Some(json!({"a": {"b": 1, "c": 2}, "l": [1, 2], "x/y": 3})));
-        check(json!([{"op": "replace", "path": "/x~1y", "value": 4}]), Some(json!({"a": {"b": 1}, "l": [1, 2], "x/y": 4})));
-        check(json!([{"op": "move", "from": "/a/b", "path": "/m"}]), Some(json!({"a": {}, "l": [1, 2], "x/y": 3, "m": 1})));
+        check(
+            json!([{"op": "replace", "path": "/a/c", "value": 2}]),
+            Some(json!({"a": {"b": 1, "c": 2}, "l": [1, 2], "x/y": 3})),
+        );
+        check(
+            json!([{"op": "replace", "path": "/x~1y", "value": 4}]),
+            Some(json!({"a": {"b": 1}, "l": [1, 2], "x/y": 4})),
+        );
+        check(
+            json!([{"op": "move", "from": "/a/b", "path": "/m"}]),
+            Some(json!({"a": {}, "l": [1, 2], "x/y": 3, "m": 1})),
+        );
         check(json!([{"op": "test", "path": "/a/b", "value": 1.0}]), Some(doc.clone()));
         check(json!([{"op": "test", "path": "/a/q", "value": 1}]), None);
         check(json!([{"op": "frob", "path": "/a"}]), None);
         check(json!([{"op": "add", "path": "/q/r", "value": 1}]), None);
         check(json!([{"op": "replace", "path": "", "value": {}}]), Some(json!({})));
-        assert_eq!(json_patch(&doc, b"[{").expect_err("cut").message, "error decoding patch: unexpected end of JSON input");
+        assert_eq!(
+            json_patch(&doc, b"[{").expect_err("cut").message,
+            "error decoding patch: unexpected end of JSON input"
+        );
     }
 }

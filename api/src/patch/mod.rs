@@ -75,11 +75,7 @@ fn cannot_be_carried_out() -> Status {
 }
 
 fn undecodable_body(error: &serde_json::Error) -> Status {
-    let text = if error.is_eof() {
-        "unexpected end of JSON input".to_string()
-    } else {
-        format!("{error}")
-    };
+    let text = if error.is_eof() { "unexpected end of JSON input".to_string() } else { format!("{error}") };
     Status::bad_request(format!("error decoding patch: {text}"))
 }
 

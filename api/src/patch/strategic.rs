@@ -40,7 +40,11 @@ impl<'a> Known<'a> {
 }
 
 /// Merges `patch` into `map`.
-pub(super) fn merge_map(map: &mut Map<String, Value>, patch: &Map<String, Value>, def: Option<&TypeDef>) -> Result<(), Status> {
+pub(super) fn merge_map(
+    map: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    def: Option<&TypeDef>,
+) -> Result<(), Status> {
     merge_known(map, patch, def.map_or(Known::Nothing, Known::Type))
 }
 
@@ -110,14 +114,15 @@ fn merge_member(map: &mut Map<String, Value>, key: &str, value: &Value, known: K
 fn without_directives(value: &Value) -> Option<Value> {
     match value {
         Value::Object(members) => {
-            match members.get(DIRECTIVE).and_then(Value::as_str) {
-                Some("delete") => return None,
-                _ => {}
+            if members.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") {
+                return None;
             }
             let mut out = Map::new();
             for (key, member) in members {
-                let directive =
-                    key == DIRECTIVE || key == RETAIN_KEYS || key.starts_with(SET_ORDER) || key.starts_with(DELETE_FROM);
+                let directive = key == DIRECTIVE
+                    || key == RETAIN_KEYS
+                    || key.starts_with(SET_ORDER)
+                    || key.starts_with(DELETE_FROM);
                 if !directive
                     && !member.is_null()
                     && let Some(plain) = without_directives(member)
@@ -139,7 +144,8 @@ fn retain_keys(map: &mut Map<String, Value>, patch: &Map<String, Value>) -> Resu
     let Some(list) = patch.get(RETAIN_KEYS) else { return Ok(()) };
     let bad = || Status::bad_request("invalid patch format of retainKeys");
     let keep: Vec<&str> = list.as_array().ok_or_else(bad)?.iter().filter_map(Value::as_str).collect();
-    let stray = |(key, value): (&String, &Value)| !key.starts_with('$') && !value.is_null() && !keep.contains(&key.as_str());
+    let stray =
+        |(key, value): (&String, &Value)| !key.starts_with('$') && !value.is_null() && !keep.contains(&key.as_str());
     if patch.iter().any(stray) {
         return Err(bad());
     }
@@ -198,7 +204,13 @@ fn merge_list(have: &[Value], want: &[Value], shape: Option<&Shape>) -> Result<V
 }
 
 /// Merges a list whose order the patch gives.
-fn merge_ordered(map: &mut Map<String, Value>, list: &str, want: Option<&Value>, order: &Value, known: Known) -> Result<(), Status> {
+fn merge_ordered(
+    map: &mut Map<String, Value>,
+    list: &str,
+    want: Option<&Value>,
+    order: &Value,
+    known: Known,
+) -> Result<(), Status> {
     let bad = || Status::bad_request("invalid patch format of setElementOrder list");
     let order = order.as_array().ok_or_else(bad)?;
     let shape = known.member(list);
@@ -214,7 +226,9 @@ fn merge_ordered(map: &mut Map<String, Value>, list: &str, want: Option<&Value>,
     let ordered = match strategy(shape) {
         Some((ListMerge::Key(key), _)) => {
             let named: Vec<Value> = order.iter().map(|o| key_of(o, key)).collect::<Result<_, _>>()?;
-            let fits = |item: &Value| item.get(DIRECTIVE).is_some() || item.get(key.as_ref()).is_some_and(|id| named.contains(id));
+            let fits = |item: &Value| {
+                item.get(DIRECTIVE).is_some() || item.get(key.as_ref()).is_some_and(|id| named.contains(id))
+            };
             if !want.into_iter().flatten().all(fits) {
                 return Err(out_of_order(want, order, list));
             }
@@ -271,7 +285,12 @@ fn plain_items(want: &[Value], _key: &str) -> Vec<Value> {
 }
 
 /// Merges the items that the patch names (in its order) with those it does not (in the server's order).
-fn in_order(items: Vec<Value>, patch_order: &[Value], server_order: &[Value], id: impl Fn(&Value) -> Option<Value>) -> Vec<Value> {
+fn in_order(
+    items: Vec<Value>,
+    patch_order: &[Value],
+    server_order: &[Value],
+    id: impl Fn(&Value) -> Option<Value>,
+) -> Vec<Value> {
     let position = |order: &[Value], item: &Value| id(item).and_then(|id| order.iter().position(|o| *o == id));
     let (mut named, mut others): (Vec<Value>, Vec<Value>) =
         items.into_iter().partition(|item| position(patch_order, item).is_some());
@@ -309,9 +328,24 @@ mod tests {
     #[test]
     fn lists_by_key() {
         let doc = || ports(json!([{"name": "a", "port": 80}, {"name": "b", "port": 53}]));
-        check("Service", doc(), ports(json!([{"port": 80, "targetPort": 1}])), ports(json!([{"name": "a", "port": 80, "targetPort": 1}, {"name": "b", "port": 53}])));
-        check("Service", doc(), ports(json!([{"port": 443}])), ports(json!([{"port": 443}, {"name": "a", "port": 80}, {"name": "b", "port": 53}])));
-        check("Service", doc(), ports(json!([{"port": 80, "$patch": "delete"}])), ports(json!([{"name": "b", "port": 53}])));
+        check(
+            "Service",
+            doc(),
+            ports(json!([{"port": 80, "targetPort": 1}])),
+            ports(json!([{"name": "a", "port": 80, "targetPort": 1}, {"name": "b", "port": 53}])),
+        );
+        check(
+            "Service",
+            doc(),
+            ports(json!([{"port": 443}])),
+            ports(json!([{"port": 443}, {"name": "a", "port": 80}, {"name": "b", "port": 53}])),
+        );
+        check(
+            "Service",
+            doc(),
+            ports(json!([{"port": 80, "$patch": "delete"}])),
+            ports(json!([{"name": "b", "port": 53}])),
+        );
         check("Service", doc(), ports(json!([{"port": 1}, {"$patch": "replace"}])), ports(json!([{"port": 1}])));
         check(
             "Service",
@@ -323,8 +357,18 @@ mod tests {
 
     #[test]
     fn directives() {
-        check("ConfigMap", json!({"data": {"a": "1", "b": "2"}}), json!({"data": {"a": null, "c": "3"}}), json!({"data": {"b": "2", "c": "3"}}));
-        check("ConfigMap", json!({"data": {"a": "1"}}), json!({"data": {"$patch": "replace", "c": "3"}}), json!({"data": {"c": "3"}}));
+        check(
+            "ConfigMap",
+            json!({"data": {"a": "1", "b": "2"}}),
+            json!({"data": {"a": null, "c": "3"}}),
+            json!({"data": {"b": "2", "c": "3"}}),
+        );
+        check(
+            "ConfigMap",
+            json!({"data": {"a": "1"}}),
+            json!({"data": {"$patch": "replace", "c": "3"}}),
+            json!({"data": {"c": "3"}}),
+        );
         check("ConfigMap", json!({"data": {"a": "1"}}), json!({"data": {"$patch": "delete"}}), json!({"data": {}}));
         check(
             "ConfigMap",
@@ -338,6 +382,11 @@ mod tests {
             json!({"spec": {"volumes": [{"$retainKeys": ["name", "hostPath"], "name": "v", "hostPath": {"path": "/"}}]}}),
             json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}),
         );
-        check("Pod", json!({"spec": {"tolerations": [{"key": "a"}]}}), json!({"spec": {"tolerations": [{"key": "b"}]}}), json!({"spec": {"tolerations": [{"key": "b"}]}}));
+        check(
+            "Pod",
+            json!({"spec": {"tolerations": [{"key": "a"}]}}),
+            json!({"spec": {"tolerations": [{"key": "b"}]}}),
+            json!({"spec": {"tolerations": [{"key": "b"}]}}),
+        );
     }
 }

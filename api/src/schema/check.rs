@@ -150,14 +150,38 @@ fn shape_error<'a>(shape: &'a Shape, value: &Value, at: &mut Place<'a>) -> Optio
             Value::Object(members) => members.values().find_map(|member| shape_error(&map.value, member, at)),
             _ => wrong(at),
         },
-        Shape::String => if value.is_string() { None } else { wrong(at) },
-        Shape::Bool => if value.is_boolean() { None } else { wrong(at) },
-        Shape::Number => if value.is_number() { None } else { wrong(at) },
+        Shape::String => {
+            if value.is_string() {
+                None
+            } else {
+                wrong(at)
+            }
+        }
+        Shape::Bool => {
+            if value.is_boolean() {
+                None
+            } else {
+                wrong(at)
+            }
+        }
+        Shape::Number => {
+            if value.is_number() {
+                None
+            } else {
+                wrong(at)
+            }
+        }
         Shape::Int32 => match value.as_i64() {
             Some(n) if i32::try_from(n).is_ok() => None,
             _ => wrong(at),
         },
-        Shape::Int64 => if value.as_i64().is_some() { None } else { wrong(at) },
+        Shape::Int64 => {
+            if value.as_i64().is_some() {
+                None
+            } else {
+                wrong(at)
+            }
+        }
         Shape::Bytes => match value.as_str() {
             Some(text) => base64_error(text),
             None => wrong(at),
@@ -166,7 +190,13 @@ fn shape_error<'a>(shape: &'a Shape, value: &Value, at: &mut Place<'a>) -> Optio
             Some(text) => time_error(text, matches!(shape, Shape::MicroTime)),
             None => Some(format!("json: cannot unmarshal {} into Go value of type string", described(value))),
         },
-        Shape::Duration => if value.is_string() { None } else { wrong(at) },
+        Shape::Duration => {
+            if value.is_string() {
+                None
+            } else {
+                wrong(at)
+            }
+        }
         Shape::IntOrString => match value {
             Value::String(_) => None,
             _ if value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => None,
@@ -275,7 +305,9 @@ mod tests {
         check(json!({"spec": {"containers": [{"ports": [{"containerPort": 80}]}]}}), None);
         check(
             json!({"spec": {"containers": [{"ports": [{"containerPort": "x"}]}]}}),
-            Some("json: cannot unmarshal string into Go struct field ContainerPort.spec.containers.ports.containerPort of type int32"),
+            Some(
+                "json: cannot unmarshal string into Go struct field ContainerPort.spec.containers.ports.containerPort of type int32",
+            ),
         );
         check(
             json!({"metadata": {"labels": {"a": 1}}}),
@@ -283,7 +315,9 @@ mod tests {
         );
         check(
             json!({"metadata": {"labels": []}}),
-            Some("json: cannot unmarshal array into Go struct field ObjectMeta.metadata.labels of type map[string]string"),
+            Some(
+                "json: cannot unmarshal array into Go struct field ObjectMeta.metadata.labels of type map[string]string",
+            ),
         );
         check(
             json!({"spec": {"containers": {}}}),

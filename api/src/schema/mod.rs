@@ -198,10 +198,6 @@ impl Schema {
         let index = *TABLE.by_name.get(name)?;
         Some(&TABLE.types[usize::from(index)])
     }
-
-    fn all() -> &'static [TypeDef] {
-        &TABLE.types
-    }
 }
 
 /// `core.v1.Pod`, `rbac.v1.Role`: the group's first label, and `core` for the core group.

@@ -27,7 +27,9 @@ fn normalize_object(def: &TypeDef, map: &mut Map<String, Value>) {
                 normalize_value(&field.shape, value);
                 let drop = match &field.absent {
                     Absent::Zero => false,
-                    Absent::Optional => is_empty_collection(value) && !matches!(field.shape, Shape::Object(_) | Shape::Any),
+                    Absent::Optional => {
+                        is_empty_collection(value) && !matches!(field.shape, Shape::Object(_) | Shape::Any)
+                    }
                     Absent::Null => is_empty_collection(value) && matches!(field.shape, Shape::List(_) | Shape::Map(_)),
                     Absent::Omitted | Absent::Default(_) => is_dropped(&field.shape, value),
                 };
@@ -155,7 +157,12 @@ mod tests {
             json!({"metadata": {"name": "a", "labels": {}, "creationTimestamp": null, "finalizers": []}, "data": {"n": null}, "binaryData": {}, "immutable": false}),
             json!({"metadata": {"name": "a"}, "data": {"n": ""}, "immutable": false}),
         );
-        check("rbac.authorization.k8s.io", "Role", json!({"metadata": {"name": "a"}, "rules": []}), json!({"metadata": {"name": "a"}, "rules": null}));
+        check(
+            "rbac.authorization.k8s.io",
+            "Role",
+            json!({"metadata": {"name": "a"}, "rules": []}),
+            json!({"metadata": {"name": "a"}, "rules": null}),
+        );
         check(
             "",
             "Pod",

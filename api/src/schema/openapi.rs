@@ -1,14 +1,372 @@
 //! The OpenAPI v3 documents, made from the schema.
+//!
+//! Clients read three things from them: the types of fields (validation, `kubectl explain`), the operations with the
+//! kind they speak (`x-kubernetes-group-version-kind`), and which query parameters an operation takes. Descriptions are
+//! our own, short, and only where they say more than the name (`schema/words.txt`).
 
-use super::{Shape, TypeDef};
+use super::{Absent, Field, ListMerge, ListOwnership, ListShape, Schema, Shape, TypeDef};
 use crate::kinds::Kind;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The OpenAPI v3 document of one group and version.
-pub fn openapi_v3(group_version: &str, _kinds: &[Arc<Kind>]) -> Value {
-    let _ = Shape::Any;
-    let _: Option<&TypeDef> = None;
-    let _ = super::Schema::all;
-    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": group_version}, "paths": {}, "components": {"schemas": {}}})
+/// The OpenAPI v3 document of one group and version (`v1`, `apps/v1`), for the `kinds` in it.
+pub fn openapi_v3(group_version: &str, kinds: &[Arc<Kind>]) -> Value {
+    let words = words();
+    let mut schemas: BTreeMap<String, Value> = BTreeMap::new();
+    let mut wanted: Vec<&'static TypeDef> = Vec::new();
+    let mut paths = Map::new();
+    for kind in kinds.iter().filter(|k| k.api_version() == group_version) {
+        if let Some(def) = Schema::for_kind(kind) {
+            wanted.push(def);
+            if kind.is_stored() {
+                schemas.insert(full_name(&list_name(def)), list_schema(kind, def));
+                wanted.extend(Schema::by_name("meta.v1.ListMeta"));
+            }
+        }
+        for sub in &kind.subresources {
+            let group = if sub.group.is_empty() { &kind.group } else { &sub.group };
+            let version = if sub.version.is_empty() { &kind.version } else { &sub.version };
+            wanted.extend(Schema::by_gvk(group, version, &sub.kind));
+        }
+        add_paths(&mut paths, kind);
+    }
+    wanted.extend(["meta.v1.DeleteOptions", "meta.v1.Status"].iter().filter_map(|n| Schema::by_name(n)));
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    while let Some(def) = wanted.pop() {
+        if seen.insert(&def.name) {
+            schemas.insert(full_name(&def.name), type_schema(def, &words, kinds));
+            def.fields.iter().for_each(|f| references(&f.shape, &mut wanted));
+        }
+    }
+    for (name, schema) in scalar_schemas() {
+        schemas.insert(name.to_string(), schema);
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": "unversioned"},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    })
+}
+
+fn references(shape: &'static Shape, found: &mut Vec<&'static TypeDef>) {
+    match shape {
+        Shape::Object(def) => found.push(def.get()),
+        Shape::List(list) => references(&list.item, found),
+        Shape::Map(map) => references(&map.value, found),
+        _ => {}
+    }
+}
+
+/// The name clients know a type by: `io.k8s.api.core.v1.Pod`.
+fn full_name(short: &str) -> String {
+    let prefix = match short.split('.').next().unwrap_or_default() {
+        "meta" => "io.k8s.apimachinery.pkg.apis.",
+        "apiextensions" => "io.k8s.apiextensions-apiserver.pkg.apis.",
+        "apiregistration" => "io.k8s.kube-aggregator.pkg.apis.",
+        _ => "io.k8s.api.",
+    };
+    format!("{prefix}{short}")
+}
+
+fn list_name(def: &TypeDef) -> String {
+    format!("{}List", def.name)
+}
+
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
+const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
+
+fn scalar_schemas() -> [(&'static str, Value); 4] {
+    [
+        (
+            QUANTITY,
+            json!({"description": "An amount: a number with a suffix, such as 100m, 2, 1.5Gi.", "oneOf": [{"type": "string"}, {"type": "number"}]}),
+        ),
+        (
+            INT_OR_STRING,
+            json!({"description": "A number, or a string such as a name or a percentage.", "format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}),
+        ),
+        (TIME, json!({"description": "A time in whole seconds (RFC 3339).", "type": "string", "format": "date-time"})),
+        (
+            MICRO_TIME,
+            json!({"description": "A time in microseconds (RFC 3339).", "type": "string", "format": "date-time"}),
+        ),
+    ]
+}
+
+fn shape_schema(shape: &Shape) -> Value {
+    match shape {
+        Shape::Any => json!({"type": "object"}),
+        Shape::String => json!({"type": "string"}),
+        Shape::Bytes => json!({"type": "string", "format": "byte"}),
+        Shape::Int32 => json!({"type": "integer", "format": "int32"}),
+        Shape::Int64 => json!({"type": "integer", "format": "int64"}),
+        Shape::Number => json!({"type": "number", "format": "double"}),
+        Shape::Bool => json!({"type": "boolean"}),
+        Shape::Duration => json!({"type": "string"}),
+        Shape::Time => reference(TIME),
+        Shape::MicroTime => reference(MICRO_TIME),
+        Shape::Quantity => reference(QUANTITY),
+        Shape::IntOrString => reference(INT_OR_STRING),
+        Shape::Object(def) => reference(&full_name(&def.get().name)),
+        Shape::Map(map) => {
+            let mut out = json!({"type": "object", "additionalProperties": shape_schema(&map.value)});
+            if map.atomic {
+                out["x-kubernetes-map-type"] = "atomic".into();
+            }
+            out
+        }
+        Shape::List(list) => list_shape_schema(list),
+    }
+}
+
+fn list_shape_schema(list: &ListShape) -> Value {
+    let mut out = json!({"type": "array", "items": shape_schema(&list.item)});
+    match &list.ownership {
+        ListOwnership::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
+        ListOwnership::Set => out["x-kubernetes-list-type"] = "set".into(),
+        ListOwnership::Map(keys) => {
+            out["x-kubernetes-list-type"] = "map".into();
+            out["x-kubernetes-list-map-keys"] = keys.iter().map(|k| Value::from(k.as_ref())).collect();
+        }
+    }
+    match &list.merge {
+        ListMerge::Replace => {}
+        ListMerge::Union => out["x-kubernetes-patch-strategy"] = "merge".into(),
+        ListMerge::Key(key) => {
+            out["x-kubernetes-patch-strategy"] = "merge".into();
+            out["x-kubernetes-patch-merge-key"] = key.as_ref().into();
+        }
+    }
+    out
+}
+
+fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Value {
+    let mut schema = shape_schema(&field.shape);
+    let described = words.get(format!("{}.{}", def.name, field.name).as_str()).copied().unwrap_or_default();
+    let default = match (&field.absent, &field.shape) {
+        (Absent::Default(value), _) => Some(value.clone()),
+        (Absent::Zero, Shape::String) => Some("".into()),
+        (Absent::Zero, Shape::Int32 | Shape::Int64) => Some(0.into()),
+        (Absent::Zero, Shape::Bool) => Some(false.into()),
+        (Absent::Zero, Shape::Object(_)) => Some(json!({})),
+        _ => None,
+    };
+    // Beside a $ref nothing else may stand, so what is said about the field wraps it.
+    if schema.get("$ref").is_some() && (!described.is_empty() || default.is_some()) {
+        schema = json!({"allOf": [schema]});
+    }
+    if !described.is_empty() {
+        schema["description"] = described.into();
+    }
+    if let Some(default) = default {
+        schema["default"] = default;
+    }
+    schema
+}
+
+fn type_schema(def: &TypeDef, words: &HashMap<&str, &str>, kinds: &[Arc<Kind>]) -> Value {
+    let mut properties = Map::new();
+    for field in &def.fields {
+        properties.insert(field.name.to_string(), field_schema(def, field, words));
+    }
+    let required: Vec<Value> = def.fields.iter().filter(|f| f.required).map(|f| f.name.as_ref().into()).collect();
+    let mut out = json!({"type": "object"});
+    if let Some(text) = words.get(def.name.as_ref()) {
+        out["description"] = (*text).into();
+    }
+    if !properties.is_empty() {
+        out["properties"] = Value::Object(properties);
+    }
+    if !required.is_empty() {
+        out["required"] = Value::Array(required);
+    }
+    if def.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    let same = |k: &&Arc<Kind>| super::type_name(&k.group, &k.version, &k.kind) == def.name;
+    if let Some(kind) = kinds.iter().find(same) {
+        out["x-kubernetes-group-version-kind"] = json!([gvk(kind, &kind.kind)]);
+    }
+    out
+}
+
+fn gvk(kind: &Kind, name: &str) -> Value {
+    json!({"group": kind.group, "version": kind.version, "kind": name})
+}
+
+fn list_schema(kind: &Kind, def: &TypeDef) -> Value {
+    json!({
+        "type": "object",
+        "description": format!("A list of {} objects.", kind.kind),
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"allOf": [reference(&full_name("meta.v1.ListMeta"))], "default": {}},
+            "items": {"type": "array", "items": {"allOf": [reference(&full_name(&def.name))], "default": {}}},
+        },
+        "required": ["items"],
+        "x-kubernetes-group-version-kind": [gvk(kind, &kind.list_kind)],
+    })
+}
+
+/// The paths of a kind: its collection, its objects, their subresources.
+fn add_paths(paths: &mut Map<String, Value>, kind: &Kind) {
+    let root = if kind.group.is_empty() {
+        format!("/api/{}", kind.version)
+    } else {
+        format!("/apis/{}/{}", kind.group, kind.version)
+    };
+    let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
+    let collection = format!("{root}{scope}/{}", kind.plural);
+    let object = format!("{collection}/{{name}}");
+    if kind.namespaced && kind.has_verb("list") {
+        let all = operations(kind, &kind.kind, &kind.group, &kind.version, &["list".into()], false);
+        paths.insert(format!("{root}/{}", kind.plural), all);
+    }
+    for (path, on_object) in [(collection, false), (object.clone(), true)] {
+        let found = operations(kind, &kind.kind, &kind.group, &kind.version, &kind.verbs, on_object);
+        if found.as_object().is_some_and(|m| m.keys().any(|k| k != "parameters")) {
+            paths.insert(path, found);
+        }
+    }
+    for sub in &kind.subresources {
+        let group = if sub.group.is_empty() { &kind.group } else { &sub.group };
+        let version = if sub.version.is_empty() { &kind.version } else { &sub.version };
+        let mut found = operations(kind, &sub.kind, group, version, &sub.verbs, true);
+        if sub.verbs.iter().any(|v| v == "create") {
+            found["post"] = operation("post", "post", &sub.kind, group, version);
+        }
+        paths.insert(format!("{object}/{}", sub.name), found);
+    }
+}
+
+fn operations(kind: &Kind, speaks: &str, group: &str, version: &str, verbs: &[String], on_object: bool) -> Value {
+    let table: &[(&str, &str, &str)] = if on_object {
+        &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")]
+    } else {
+        &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")]
+    };
+    let mut out = Map::new();
+    for (method, action, verb) in table {
+        if verbs.iter().any(|v| v == verb) {
+            out.insert((*method).into(), operation(method, action, speaks, group, version));
+        }
+    }
+    let mut parameters = Vec::new();
+    if on_object {
+        parameters.push(json!({"name": "name", "in": "path", "required": true, "schema": {"type": "string"}}));
+    }
+    if kind.namespaced {
+        parameters.push(json!({"name": "namespace", "in": "path", "required": true, "schema": {"type": "string"}}));
+    }
+    out.insert("parameters".into(), Value::Array(parameters));
+    Value::Object(out)
+}
+
+fn operation(method: &str, action: &str, kind: &str, group: &str, version: &str) -> Value {
+    let names: &[&str] = match action {
+        "list" => &[
+            "labelSelector",
+            "fieldSelector",
+            "limit",
+            "continue",
+            "resourceVersion",
+            "resourceVersionMatch",
+            "watch",
+            "allowWatchBookmarks",
+            "sendInitialEvents",
+            "timeoutSeconds",
+        ],
+        "post" | "put" => &["dryRun", "fieldManager", "fieldValidation"],
+        "patch" => &["dryRun", "fieldManager", "fieldValidation", "force"],
+        "delete" | "deletecollection" => &["dryRun", "gracePeriodSeconds", "propagationPolicy"],
+        _ => &[],
+    };
+    let parameters: Vec<Value> =
+        names.iter().map(|n| json!({"name": n, "in": "query", "schema": {"type": parameter_type(n)}})).collect();
+    let schema = Schema::by_gvk(group, version, kind).map(|def| reference(&full_name(&def.name)));
+    let mut out = json!({
+        "parameters": parameters,
+        "responses": {"200": {"description": "OK"}},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+    });
+    let media: &[&str] = match method {
+        "post" | "put" => &["*/*"],
+        "patch" => &[
+            "application/apply-patch+yaml",
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/strategic-merge-patch+json",
+        ],
+        _ => &[],
+    };
+    if let (false, Some(schema)) = (media.is_empty(), schema) {
+        let content: Map<String, Value> = media.iter().map(|m| (m.to_string(), json!({"schema": schema}))).collect();
+        out["requestBody"] = json!({"content": content, "required": true});
+    }
+    out
+}
+
+fn parameter_type(name: &str) -> &'static str {
+    match name {
+        "limit" | "timeoutSeconds" | "gracePeriodSeconds" => "integer",
+        "watch" | "allowWatchBookmarks" | "sendInitialEvents" | "force" => "boolean",
+        _ => "string",
+    }
+}
+
+/// Our own descriptions, by `TYPE` and `TYPE.FIELD`.
+fn words() -> HashMap<&'static str, &'static str> {
+    let lines = include_str!("../../schema/words.txt").lines().filter(|l| !l.starts_with('#'));
+    lines.filter_map(|l| l.split_once(": ")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds;
+
+    #[test]
+    fn every_reference_resolves() {
+        for version in ["v1", "apps/v1", "rbac.authorization.k8s.io/v1"] {
+            let document = openapi_v3(version, kinds::builtin());
+            let schemas = document["components"]["schemas"].as_object().expect("schemas");
+            let text = document.to_string();
+            for part in text.split("#/components/schemas/").skip(1) {
+                let name = part.split('"').next().unwrap_or_default();
+                assert!(schemas.contains_key(name), "{name} in {version}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_kubectl_reads() {
+        let document = openapi_v3("apps/v1", kinds::builtin());
+        let path = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"];
+        assert_eq!(path["get"]["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        let names: Vec<&str> =
+            patch["parameters"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str()).collect();
+        assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"));
+    }
+
+    #[test]
+    fn every_word_is_about_a_field() {
+        for key in words().keys() {
+            let known = Schema::by_name(key).is_some()
+                || key
+                    .rsplit_once('.')
+                    .is_some_and(|(def, field)| Schema::by_name(def).is_some_and(|d| d.field(field).is_some()));
+            assert!(known, "{key}");
+        }
+    }
 }

@@ -37,8 +37,13 @@ fn field(line: &'static str, by_name: &HashMap<&'static str, u16>) -> Field {
     let mut words = line.split(' ');
     let name = words.next().unwrap_or_default();
     let shape_text = words.next().unwrap_or_default();
-    let mut out =
-        Field { name: name.into(), shape: shape(shape_text, by_name), required: false, absent: Absent::Omitted, retain_keys: false };
+    let mut out = Field {
+        name: name.into(),
+        shape: shape(shape_text, by_name),
+        required: false,
+        absent: Absent::Omitted,
+        retain_keys: false,
+    };
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
@@ -92,6 +97,8 @@ fn shape(text: &'static str, by_name: &HashMap<&'static str, u16>) -> Shape {
         "duration" => Shape::Duration,
         "quantity" => Shape::Quantity,
         "intorstring" => Shape::IntOrString,
-        name => Shape::Object(TypeRef::Builtin(*by_name.get(name).unwrap_or_else(|| panic!("the type {name} is not in the table")))),
+        name => Shape::Object(TypeRef::Builtin(
+            *by_name.get(name).unwrap_or_else(|| panic!("the type {name} is not in the table")),
+        )),
     }
 }

@@ -26,10 +26,9 @@ impl FieldSelector {
     pub fn parse(kind: &Kind, text: &str) -> Result<Self, Status> {
         let mut terms = Vec::new();
         for part in split(text) {
-            let (field, value, negated) = term(&part).ok_or_else(|| {
-                Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'"))
-            })?;
-            let value = unescape(value).map_err(|e| Status::bad_request(e))?;
+            let (field, value, negated) = term(&part)
+                .ok_or_else(|| Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
+            let value = unescape(value).map_err(Status::bad_request)?;
             check(kind, field)?;
             terms.push(Term { field: field.to_string(), value, negated });
         }
@@ -175,7 +174,11 @@ pub fn field_of(kind: &Kind, obj: &Value, field: &str) -> String {
         }
         ("Event", "source") => {
             let component = meta::str_at(obj, &["source", "component"]);
-            if component.is_empty() { meta::str_at(obj, &["reportingComponent"]).to_string() } else { component.to_string() }
+            if component.is_empty() {
+                meta::str_at(obj, &["reportingComponent"]).to_string()
+            } else {
+                component.to_string()
+            }
         }
         ("Event", "reportingController") => {
             let own = meta::str_at(obj, &["reportingController"]);
@@ -216,7 +219,11 @@ mod tests {
             ("pods", "metadata.name", "invalid selector: 'metadata.name'; can't understand 'metadata.name'"),
             ("pods", "spec.x=1", "field label not supported: spec.x"),
             ("pods", "=a", "field label not supported: "),
-            ("configmaps", "data.a=b", "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+            (
+                "configmaps",
+                "data.a=b",
+                "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+            ),
         ] {
             let kind = kinds::by_resource("", "v1", plural).expect(plural);
             assert_eq!(FieldSelector::parse(&kind, text).expect_err(text).message, expect);

@@ -73,7 +73,9 @@ impl LabelSelector {
                 "DoesNotExist" => Operator::DoesNotExist,
                 "Gt" => Operator::GreaterThan,
                 "Lt" => Operator::LessThan,
-                other => return Err(SelectorError(format!("{} is not a valid label selector operator", go_quote(other)))),
+                other => {
+                    return Err(SelectorError(format!("{} is not a valid label selector operator", go_quote(other))));
+                }
             };
             let values = term.get("values").and_then(Value::as_array).into_iter().flatten();
             let mut values: Vec<String> = values.filter_map(Value::as_str).map(str::to_string).collect();
@@ -126,7 +128,8 @@ impl Requirement {
             Operator::DoesNotExist => value.is_none(),
             Operator::GreaterThan | Operator::LessThan => {
                 let number = |t: &str| t.parse::<i64>().ok();
-                let (Some(have), Some(want)) = (value.and_then(number), self.values.first().and_then(|v| number(v))) else {
+                let (Some(have), Some(want)) = (value.and_then(number), self.values.first().and_then(|v| number(v)))
+                else {
                     return false;
                 };
                 if self.operator == Operator::GreaterThan { have > want } else { have < want }
@@ -264,7 +267,10 @@ impl Parser {
         values.sort();
         values.dedup();
         if matches!(operator, Operator::GreaterThan | Operator::LessThan) && values[0].parse::<i64>().is_err() {
-            let text = format!("values[0]: Invalid value: {}: for 'Gt', 'Lt' operators, the value must be an integer", go_quote(&values[0]));
+            let text = format!(
+                "values[0]: Invalid value: {}: for 'Gt', 'Lt' operators, the value must be an integer",
+                go_quote(&values[0])
+            );
             return Err(text);
         }
         for (i, value) in values.iter().enumerate() {

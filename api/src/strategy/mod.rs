@@ -8,6 +8,7 @@ mod batch;
 mod pod;
 mod service;
 
+use crate::defaults::TEMPLATE_GENERATION;
 use crate::kinds::Kind;
 use crate::meta;
 use crate::schema::Schema;
@@ -32,6 +33,7 @@ pub fn prepare_for_create(kind: &Kind, obj: &mut Value) {
         ("", "Pod") => pod::create(obj),
         ("", "Service") => service::create(obj),
         ("batch", "Job") => batch::create_job(obj),
+        ("apps", "DaemonSet") => meta::set_annotation(obj, TEMPLATE_GENERATION, "1"),
         ("", "Namespace") => {
             add_to_list(obj, &["spec", "finalizers"], "kubernetes");
             set_or_remove(obj, "status", Some(json!({"phase": "Active"})));
@@ -61,6 +63,11 @@ pub fn prepare_for_update(kind: &Kind, new: &mut Value, old: &Value) {
             set_member(new, "spec", "finalizers", finalizers);
         }
         ("", "Service") => service::update(new, old),
+        ("apps", "DaemonSet") => {
+            let was: i64 = meta::annotation(old, TEMPLATE_GENERATION).and_then(|g| g.parse().ok()).unwrap_or(0);
+            let changed = meta::at(new, &["spec", "template"]) != meta::at(old, &["spec", "template"]);
+            meta::set_annotation(new, TEMPLATE_GENERATION, &(was + i64::from(changed)).to_string());
+        }
         ("", "Secret") if meta::str_at(new, &["type"]).is_empty() => {
             set_or_remove(new, "type", old.get("type").cloned());
         }
@@ -127,7 +134,9 @@ fn counted(kind: &Kind) -> Option<&'static [&'static str]> {
         ("policy", "PodDisruptionBudget") => &["spec"],
         ("storage.k8s.io", "CSIDriver") => &["spec"],
         ("scheduling.k8s.io", "PriorityClass") => &[],
-        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration") => &["webhooks"],
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration") => {
+            &["webhooks"]
+        }
         ("admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _) => &["spec"],
         _ => return None,
     })
@@ -202,7 +211,8 @@ mod tests {
     #[test]
     fn generation_counts_intent() {
         let kind = kinds::by_resource("apps", "v1", "deployments").expect("deployments");
-        let mut old = json!({"metadata": {"name": "d", "uid": "u"}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
+        let mut old =
+            json!({"metadata": {"name": "d", "uid": "u"}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
         prepare_for_create(&kind, &mut old);
         assert_eq!((meta::generation(&old), old.get("status")), (1, Some(&json!({}))));
         let check = |new: Value, generation: i64| {
@@ -222,7 +232,8 @@ mod tests {
         let kind = kinds::by_resource("", "v1", "pods").expect("pods");
         let check = |pod: Value, asked: Option<i64>, expect: i64| assert_eq!(grace_period(&kind, &pod, asked), expect);
         check(json!({"spec": {}}), None, 0);
-        let running = || json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 5}, "status": {"phase": "Running"}});
+        let running =
+            || json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 5}, "status": {"phase": "Running"}});
         check(running(), None, 5);
         check(running(), Some(0), 0);
         check(running(), Some(-1), 1);

@@ -17,6 +17,7 @@ pub(super) fn create(obj: &mut Value) {
                 "status": "False",
                 "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
+                "lastTransitionTime": meta::at(obj, &["metadata", "creationTimestamp"]),
             }]),
         );
     }
@@ -30,7 +31,9 @@ fn merge_label_keys(obj: &mut Value) {
     let Some(affinity) = obj.pointer_mut("/spec/affinity").and_then(Value::as_object_mut) else { return };
     for kind in ["podAffinity", "podAntiAffinity"] {
         let Some(rules) = affinity.get_mut(kind).and_then(Value::as_object_mut) else { continue };
-        for list in ["requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"] {
+        for list in
+            ["requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"]
+        {
             for term in rules.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
                 let weighted = term.get("podAffinityTerm").is_some();
                 let term = if weighted { term.get_mut("podAffinityTerm") } else { Some(term) };
@@ -43,7 +46,9 @@ fn merge_label_keys(obj: &mut Value) {
 }
 
 fn merge_term(term: &mut Value, labels: &Map<String, Value>) {
-    let keys = |name: &str| meta::list_at(term, &[name]).iter().filter_map(Value::as_str).map(str::to_string).collect::<Vec<_>>();
+    let keys = |name: &str| {
+        meta::list_at(term, &[name]).iter().filter_map(Value::as_str).map(str::to_string).collect::<Vec<_>>()
+    };
     let (same, differ) = (keys("matchLabelKeys"), keys("mismatchLabelKeys"));
     let Some(selector) = term.get_mut("labelSelector").and_then(Value::as_object_mut) else { return };
     for (keys, operator) in [(same, "In"), (differ, "NotIn")] {

@@ -42,23 +42,32 @@ fn needs_health_port(obj: &Value) -> bool {
 
 /// A writer that leaves allocated values out keeps them: that is how a PUT of a plain manifest works.
 fn keep_allocated(new: &mut Value, old: &Value) {
-    if has_cluster_ip(old) && has_cluster_ip(new) && spec_text(new, "clusterIP").is_empty() && meta::list_at(new, &["spec", "clusterIPs"]).is_empty() {
-        for key in ["clusterIP", "clusterIPs"] {
-            set_member(new, "spec", key, meta::at(old, &["spec", key]).cloned());
+    if has_cluster_ip(old) && has_cluster_ip(new) {
+        if spec_text(new, "clusterIP").is_empty() {
+            set_member(new, "spec", "clusterIP", meta::at(old, &["spec", "clusterIP"]).cloned());
+        }
+        if meta::list_at(new, &["spec", "clusterIPs"]).is_empty()
+            && spec_text(new, "clusterIP") == spec_text(old, "clusterIP")
+        {
+            set_member(new, "spec", "clusterIPs", meta::at(old, &["spec", "clusterIPs"]).cloned());
         }
     }
     if has_node_ports(old) && has_node_ports(new) {
         let known = meta::list_at(old, &["spec", "ports"]).to_vec();
         for port in new.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
             let unset = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0) == 0;
-            let same = |k: &&Value| k.get("port") == port.get("port") && k.get("protocol") == port.get("protocol");
+            // By name: the writer may have changed everything else of the port.
+            let same = |k: &&Value| meta::str_at(k, &["name"]) == meta::str_at(port, &["name"]);
             let found = known.iter().find(same).and_then(|k| k.get("nodePort")).cloned();
             if let (true, Some(number), Some(map)) = (unset, found, port.as_object_mut()) {
                 map.insert("nodePort".into(), number);
             }
         }
     }
-    if needs_health_port(old) && needs_health_port(new) && meta::i64_at(new, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 {
+    if needs_health_port(old)
+        && needs_health_port(new)
+        && meta::i64_at(new, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0
+    {
         set_member(new, "spec", "healthCheckNodePort", meta::at(old, &["spec", "healthCheckNodePort"]).cloned());
     }
 }
@@ -66,14 +75,16 @@ fn keep_allocated(new: &mut Value, old: &Value) {
 /// Fields of the old type that the writer did not touch go when the type changes.
 fn drop_what_the_type_lacks(new: &mut Value, old: &Value) {
     let untouched = |new: &Value, key: &str| meta::at(new, &["spec", key]) == meta::at(old, &["spec", key]);
-    let needs_external_policy = |obj: &Value| has_node_ports(obj) || !meta::list_at(obj, &["spec", "externalIPs"]).is_empty();
+    let needs_external_policy =
+        |obj: &Value| has_node_ports(obj) || !meta::list_at(obj, &["spec", "externalIPs"]).is_empty();
     if has_cluster_ip(old) && !has_cluster_ip(new) && untouched(new, "clusterIP") {
         for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             set_member(new, "spec", key, None);
         }
     }
     if has_node_ports(old) && !has_node_ports(new) {
-        let known: Vec<Value> = meta::list_at(old, &["spec", "ports"]).iter().filter_map(|p| p.get("nodePort").cloned()).collect();
+        let known: Vec<Value> =
+            meta::list_at(old, &["spec", "ports"]).iter().filter_map(|p| p.get("nodePort").cloned()).collect();
         for port in new.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(map) = port.as_object_mut()
                 && map.get("nodePort").is_some_and(|n| known.contains(n))
@@ -106,7 +117,9 @@ fn drop_what_the_type_lacks(new: &mut Value, old: &Value) {
 
 /// `clusterIP` is the first of `clusterIPs`; a writer may give or clear either.
 fn pair_cluster_ips(new: &mut Value, old: Option<&Value>) {
-    let first = |obj: &Value| meta::list_at(obj, &["spec", "clusterIPs"]).first().and_then(Value::as_str).unwrap_or("").to_string();
+    let first = |obj: &Value| {
+        meta::list_at(obj, &["spec", "clusterIPs"]).first().and_then(Value::as_str).unwrap_or("").to_string()
+    };
     let single = spec_text(new, "clusterIP").to_string();
     let Some(old) = old else {
         if !single.is_empty() && first(new).is_empty() {
@@ -114,16 +127,14 @@ fn pair_cluster_ips(new: &mut Value, old: Option<&Value>) {
         }
         return;
     };
-    let (old_single, old_first) = (spec_text(old, "clusterIP"), first(old));
-    if single != old_single {
-        // Only the one changed: the list follows, unless the writer changed that too.
-        if single.is_empty() && first(new) == old_first {
-            set_member(new, "spec", "clusterIPs", None);
-        } else if first(new) == old_first || first(new).is_empty() {
-            set_member(new, "spec", "clusterIPs", Some(json!([single])));
-        }
-    } else if first(new).is_empty() && !single.is_empty() && !old_first.is_empty() {
-        set_member(new, "spec", "clusterIPs", Some(json!([single])));
+    if !has_cluster_ip(new) {
+        return;
+    }
+    let same_list = meta::at(new, &["spec", "clusterIPs"]) == meta::at(old, &["spec", "clusterIPs"]);
+    if single != spec_text(old, "clusterIP") && same_list {
+        // Only the one was changed: the list follows.
+        let list = if single.is_empty() { None } else { Some(json!([single])) };
+        set_member(new, "spec", "clusterIPs", list);
     }
 }
 
@@ -142,7 +153,8 @@ fn set_families(obj: &mut Value) {
         return;
     }
     if spec_text(obj, "ipFamilyPolicy").is_empty() {
-        let count = meta::list_at(obj, &["spec", "ipFamilies"]).len().max(meta::list_at(obj, &["spec", "clusterIPs"]).len());
+        let count =
+            meta::list_at(obj, &["spec", "ipFamilies"]).len().max(meta::list_at(obj, &["spec", "clusterIPs"]).len());
         if count < 2 {
             set_member(obj, "spec", "ipFamilyPolicy", Some("SingleStack".into()));
         }

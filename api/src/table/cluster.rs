@@ -28,9 +28,10 @@ pub(super) fn printer(kind: &str) -> Option<Printer> {
         "ConfigMap" => (&[("Data", "string", 0, "Number of entries"), AGE], |obj, now| {
             vec![(entries(obj, "data") + entries(obj, "binaryData")).into(), age(obj, now)]
         }),
-        "Secret" => (&[("Type", "string", 0, "What it is used for"), ("Data", "string", 0, "Number of entries"), AGE], |obj, now| {
-            vec![text(obj, &["type"]), entries(obj, "data").into(), age(obj, now)]
-        }),
+        "Secret" => (
+            &[("Type", "string", 0, "What it is used for"), ("Data", "string", 0, "Number of entries"), AGE],
+            |obj, now| vec![text(obj, &["type"]), entries(obj, "data").into(), age(obj, now)],
+        ),
         "ServiceAccount" => (&[("Secrets", "string", 0, "Number of secrets it lists"), AGE], |obj, now| {
             vec![meta::list_at(obj, &["secrets"]).len().into(), age(obj, now)]
         }),
@@ -105,10 +106,19 @@ pub(super) fn printer(kind: &str) -> Option<Printer> {
             })
         }
         "ValidatingAdmissionPolicy" => (
-            &[("Validations", "integer", 0, "Number of rules"), ("ParamKind", "string", 0, "Kind of its parameters"), AGE],
+            &[
+                ("Validations", "integer", 0, "Number of rules"),
+                ("ParamKind", "string", 0, "Kind of its parameters"),
+                AGE,
+            ],
             |obj, now| {
-                let kind = meta::at(obj, &["spec", "paramKind"]).map(|k| format!("{}/{}", meta::str_at(k, &["apiVersion"]), meta::str_at(k, &["kind"])));
-                vec![meta::list_at(obj, &["spec", "validations"]).len().into(), kind.unwrap_or_else(|| "<unset>".into()).into(), age(obj, now)]
+                let kind = meta::at(obj, &["spec", "paramKind"])
+                    .map(|k| format!("{}/{}", meta::str_at(k, &["apiVersion"]), meta::str_at(k, &["kind"])));
+                vec![
+                    meta::list_at(obj, &["spec", "validations"]).len().into(),
+                    kind.unwrap_or_else(|| "<unset>".into()).into(),
+                    age(obj, now),
+                ]
             },
         ),
         _ => return None,
@@ -164,7 +174,9 @@ fn event(obj: &Value, now: Timestamp) -> Vec<Value> {
         if found.is_empty() { meta::str_at(obj, b) } else { found }.to_string()
     };
     let micro = |path: &[&str]| since(obj, path, now);
-    let moment = |old: &str, new: &str| [old, new].into_iter().find(|key| meta::time_at(obj, &[key]).is_some()).map(|key| micro(&[key]));
+    let moment = |old: &str, new: &str| {
+        [old, new].into_iter().find(|key| meta::time_at(obj, &[key]).is_some()).map(|key| micro(&[key]))
+    };
     let first_seen = moment("firstTimestamp", "deprecatedFirstTimestamp").unwrap_or_else(|| micro(&["eventTime"]));
     let mut last_seen = moment("lastTimestamp", "deprecatedLastTimestamp").unwrap_or_else(|| first_seen.clone());
     let mut count = number(obj, &["count"]).max(number(obj, &["deprecatedCount"]));
@@ -177,9 +189,14 @@ fn event(obj: &Value, now: Timestamp) -> Vec<Value> {
     }
     let reference = if obj.get("regarding").is_some() { "regarding" } else { "involvedObject" };
     let of = |key: &str| meta::str_at(obj, &[reference, key]);
-    let target = if of("name").is_empty() { of("kind").to_lowercase() } else { format!("{}/{}", of("kind").to_lowercase(), of("name")) };
+    let target = if of("name").is_empty() {
+        of("kind").to_lowercase()
+    } else {
+        format!("{}/{}", of("kind").to_lowercase(), of("name"))
+    };
     let component = either(&["source", "component"], &["deprecatedSource", "component"]);
-    let component = if component.is_empty() { either(&["reportingComponent"], &["reportingController"]) } else { component };
+    let component =
+        if component.is_empty() { either(&["reportingComponent"], &["reportingController"]) } else { component };
     let host = either(&["source", "host"], &["deprecatedSource", "host"]);
     let host = if host.is_empty() { meta::str_at(obj, &["reportingInstance"]).to_string() } else { host };
     let source = if host.is_empty() { component } else { format!("{component}, {host}") };
@@ -203,7 +220,8 @@ fn quota(obj: &Value, now: Timestamp) -> Vec<Value> {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     for (name, allowed) in hard {
         let used = meta::str_at(obj, &["status", "used", name]);
-        let cell = format!("{name}: {}/{}", if used.is_empty() { "0" } else { used }, allowed.as_str().unwrap_or_default());
+        let cell =
+            format!("{name}: {}/{}", if used.is_empty() { "0" } else { used }, allowed.as_str().unwrap_or_default());
         if name.starts_with("limits") { limits.push(cell) } else { requests.push(cell) }
     }
     vec![requests.join(", ").into(), limits.join(", ").into(), age(obj, now)]
@@ -236,5 +254,11 @@ fn signing_request(obj: &Value, now: Timestamp) -> Vec<Value> {
     if !meta::str_at(obj, &["status", "certificate"]).is_empty() {
         words.push("Issued");
     }
-    vec![age(obj, now), text(obj, &["spec", "signerName"]), text(obj, &["spec", "username"]), duration.into(), words.join(",").into()]
+    vec![
+        age(obj, now),
+        text(obj, &["spec", "signerName"]),
+        text(obj, &["spec", "username"]),
+        duration.into(),
+        words.join(",").into(),
+    ]
 }

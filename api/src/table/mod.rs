@@ -82,7 +82,9 @@ pub fn row(kind: &Kind, obj: &Value, now: Timestamp) -> Vec<Value> {
     }
     let mut out = Vec::with_capacity(rest.len() + 1);
     let mut name = crate::meta::name(obj).to_string();
-    if kind.kind == "StorageClass" && crate::meta::annotation(obj, "storageclass.kubernetes.io/is-default-class") == Some("true") {
+    if kind.kind == "StorageClass"
+        && crate::meta::annotation(obj, "storageclass.kubernetes.io/is-default-class") == Some("true")
+    {
         name.push_str(" (default)");
     }
     out.push(name.into());

@@ -123,8 +123,11 @@ fn endpoint_slice(obj: &Value, now: Timestamp) -> Vec<Value> {
         })
         .collect();
     let endpoints = meta::list_at(obj, &["endpoints"]).iter();
-    let addresses: Vec<String> =
-        endpoints.flat_map(|e| meta::list_at(e, &["addresses"])).filter_map(Value::as_str).map(str::to_string).collect();
+    let addresses: Vec<String> = endpoints
+        .flat_map(|e| meta::list_at(e, &["addresses"]))
+        .filter_map(Value::as_str)
+        .map(str::to_string)
+        .collect();
     vec![
         text(obj, &["addressType"]),
         first_three(&ports, UNSET).into(),

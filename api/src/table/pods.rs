@@ -41,7 +41,9 @@ fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
 
 fn first_ip(pod: &Value) -> serde_json::Map<String, Value> {
     let first = meta::list_at(pod, &["status", "podIPs"]).first().and_then(Value::as_object).cloned();
-    first.unwrap_or_else(|| serde_json::Map::from_iter([("ip".to_string(), meta::str_at(pod, &["status", "podIP"]).into())]))
+    first.unwrap_or_else(|| {
+        serde_json::Map::from_iter([("ip".to_string(), meta::str_at(pod, &["status", "podIP"]).into())])
+    })
 }
 
 fn readiness_gates(pod: &Value) -> String {
@@ -83,7 +85,9 @@ impl State {
         let phase = meta::str_at(pod, &["status", "phase"]);
         let reason = meta::str_at(pod, &["status", "reason"]);
         let mut word = if reason.is_empty() { phase } else { reason }.to_string();
-        let gated = |c: &Value| meta::str_at(c, &["type"]) == "PodScheduled" && meta::str_at(c, &["reason"]) == "SchedulingGated";
+        let gated = |c: &Value| {
+            meta::str_at(c, &["type"]) == "PodScheduled" && meta::str_at(c, &["reason"]) == "SchedulingGated"
+        };
         if meta::list_at(pod, &["status", "conditions"]).iter().any(gated) {
             word = "SchedulingGated".into();
         }
@@ -93,8 +97,12 @@ impl State {
             found.is_some_and(|c| meta::str_at(c, &["restartPolicy"]) == "Always")
         };
         let sidecars = init_specs.iter().filter(|c| meta::str_at(c, &["restartPolicy"]) == "Always").count();
-        let mut state =
-            State { word, ready: 0, total: meta::list_at(pod, &["spec", "containers"]).len() + sidecars, restarts: Restarts::default() };
+        let mut state = State {
+            word,
+            ready: 0,
+            total: meta::list_at(pod, &["spec", "containers"]).len() + sidecars,
+            restarts: Restarts::default(),
+        };
         let mut of_sidecars = Restarts::default();
         let initializing = state.initialize(pod, init_specs.len(), sidecar, &mut of_sidecars);
         if !initializing || condition_is_true(pod, "Initialized") {
@@ -112,7 +120,13 @@ impl State {
     }
 
     /// Looks at the init containers; true when one of them is what the pod waits for.
-    fn initialize(&mut self, pod: &Value, count: usize, sidecar: impl Fn(&str) -> bool, of_sidecars: &mut Restarts) -> bool {
+    fn initialize(
+        &mut self,
+        pod: &Value,
+        count: usize,
+        sidecar: impl Fn(&str) -> bool,
+        of_sidecars: &mut Restarts,
+    ) -> bool {
         for (i, status) in meta::list_at(pod, &["status", "initContainerStatuses"]).iter().enumerate() {
             self.restarts.add(status);
             let restartable = sidecar(meta::str_at(status, &["name"]));

@@ -82,7 +82,8 @@ fn size(obj: &Value, path: &[&str]) -> Value {
 }
 
 fn volume(obj: &Value, now: Timestamp) -> Vec<Value> {
-    let claim = (meta::str_at(obj, &["spec", "claimRef", "namespace"]), meta::str_at(obj, &["spec", "claimRef", "name"]));
+    let claim =
+        (meta::str_at(obj, &["spec", "claimRef", "namespace"]), meta::str_at(obj, &["spec", "claimRef", "name"]));
     let claim = if claim.1.is_empty() { String::new() } else { format!("{}/{}", claim.0, claim.1) };
     vec![
         size(obj, &["spec", "capacity", "storage"]),

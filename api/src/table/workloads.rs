@@ -1,6 +1,9 @@
 //! Rows of the kinds that make or scale pods, and of the budgets that protect them.
 
-use super::cells::{NONE, UNSET, age, containers, human_duration, int_or_string, labels, number, selector, since, template_containers, text, text_or};
+use super::cells::{
+    NONE, UNSET, age, containers, human_duration, int_or_string, labels, number, selector, since, template_containers,
+    text, text_or,
+};
 use super::{AGE, CONTAINERS, IMAGES, Printer, SELECTOR};
 use crate::meta;
 use crate::quantity::Quantity;
@@ -63,10 +66,12 @@ pub(super) fn printer(kind: &str) -> Option<Printer> {
             deployment,
         ),
         "ReplicaSet" => (REPLICAS, |obj, now| replicas(obj, now, selector(obj, &["spec", "selector"]))),
-        "StatefulSet" => (&[("Ready", "string", 0, "Pods ready, of those wanted"), AGE, CONTAINERS, IMAGES], |obj, now| {
-            let [names, images] = template_containers(obj);
-            vec![ready_of_wanted(obj), age(obj, now), names, images]
-        }),
+        "StatefulSet" => {
+            (&[("Ready", "string", 0, "Pods ready, of those wanted"), AGE, CONTAINERS, IMAGES], |obj, now| {
+                let [names, images] = template_containers(obj);
+                vec![ready_of_wanted(obj), age(obj, now), names, images]
+            })
+        }
         "DaemonSet" => (
             &[
                 ("Desired", "integer", 0, "Nodes that should run the pod"),
@@ -138,14 +143,20 @@ pub(super) fn printer(kind: &str) -> Option<Printer> {
         "ControllerRevision" => (
             &[("Controller", "string", 0, "Who made the revision"), ("Revision", "string", 0, "Its number"), AGE],
             |obj, now| {
-                let owner = meta::controller_of(obj).map(|o| owner_text(meta::str_at(o, &["apiVersion"]), meta::str_at(o, &["kind"]), meta::str_at(o, &["name"])));
+                let owner = meta::controller_of(obj).map(|o| {
+                    owner_text(meta::str_at(o, &["apiVersion"]), meta::str_at(o, &["kind"]), meta::str_at(o, &["name"]))
+                });
                 vec![owner.unwrap_or_else(|| NONE.into()).into(), number(obj, &["revision"]).into(), age(obj, now)]
             },
         ),
         "Scale" => (
             &[("Desired", "integer", 0, "Pods wanted"), ("Available", "integer", 0, "Pods there are"), AGE],
             |obj, now| {
-                vec![number(obj, &["spec", "replicas"]).into(), number(obj, &["status", "replicas"]).into(), age(obj, now)]
+                vec![
+                    number(obj, &["spec", "replicas"]).into(),
+                    number(obj, &["status", "replicas"]).into(),
+                    age(obj, now),
+                ]
             },
         ),
         _ => return None,
@@ -200,11 +211,20 @@ fn job(obj: &Value, now: Timestamp) -> Vec<Value> {
         (None, many) if many > 1 => format!("{succeeded}/1 of {many}"),
         _ => format!("{succeeded}/1"),
     };
-    let duration = match (meta::time_at(obj, &["status", "startTime"]), meta::time_at(obj, &["status", "completionTime"])) {
-        (None, _) => String::new(),
-        (Some(start), end) => human_duration(end.unwrap_or(now).duration_since(start).as_secs()),
-    };
-    vec![job_status(obj).into(), completions.into(), duration.into(), age(obj, now), names, images, selector(obj, &["spec", "selector"])]
+    let duration =
+        match (meta::time_at(obj, &["status", "startTime"]), meta::time_at(obj, &["status", "completionTime"])) {
+            (None, _) => String::new(),
+            (Some(start), end) => human_duration(end.unwrap_or(now).duration_since(start).as_secs()),
+        };
+    vec![
+        job_status(obj).into(),
+        completions.into(),
+        duration.into(),
+        age(obj, now),
+        names,
+        images,
+        selector(obj, &["spec", "selector"]),
+    ]
 }
 
 fn job_status(obj: &Value) -> &'static str {
@@ -291,7 +311,9 @@ fn metrics(obj: &Value) -> String {
         };
         let now = current.get(i).and_then(|c| c.get(source)).and_then(|c| c.get("current"));
         let target = spec.get(source).and_then(|s| s.get("target")).cloned().unwrap_or_default();
-        let percent = |v: Option<&Value>| v.and_then(|v| v.get("averageUtilization")).and_then(Value::as_i64).map(|n| format!("{n}%"));
+        let percent = |v: Option<&Value>| {
+            v.and_then(|v| v.get("averageUtilization")).and_then(Value::as_i64).map(|n| format!("{n}%"))
+        };
         let amount = |v: Option<&Value>| {
             let held = v.and_then(|v| v.get("averageValue").or_else(|| v.get("value")));
             held.and_then(Quantity::from_value).map(|q| q.to_string())

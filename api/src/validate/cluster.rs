@@ -1,6 +1,8 @@
 //! Namespaces, nodes, settings, accounts, leases, events, and the small kinds of the cluster.
 
-use super::check::{Errors, IMMUTABLE, NEGATIVE, Path, flag, immutable, int, invalid_all, list, one_of, required, shown, some, text};
+use super::check::{
+    Errors, IMMUTABLE, NEGATIVE, Path, flag, immutable, int, invalid_all, list, one_of, required, shown, some, text,
+};
 use super::error::FieldError;
 use crate::meta::{self, names};
 use crate::quantity::Quantity;
@@ -12,6 +14,7 @@ use std::cmp::Ordering;
 const DATA_MAX: usize = 1024 * 1024;
 
 pub(super) fn namespace(errs: &mut Errors, obj: &Value) {
+    pod_security_labels(errs, obj);
     for (i, name) in meta::list_at(obj, &["spec", "finalizers"]).iter().enumerate() {
         let name = name.as_str().unwrap_or_default();
         let at = Path::new("spec").child("finalizers");
@@ -19,6 +22,27 @@ pub(super) fn namespace(errs: &mut Errors, obj: &Value) {
         if !name.contains('/') && name != "kubernetes" {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errs.push(FieldError::invalid(at.index(i), name, detail));
+        }
+    }
+}
+
+/// The labels that set a namespace's pod security level.
+fn pod_security_labels(errs: &mut Errors, obj: &Value) {
+    for mode in ["enforce", "audit", "warn"] {
+        let key = format!("pod-security.kubernetes.io/{mode}");
+        let at = Path::new("metadata").child("labels");
+        if let Some(level) = meta::label(obj, &key)
+            && !matches!(level, "privileged" | "baseline" | "restricted")
+        {
+            let detail = "must be one of privileged, baseline, restricted";
+            errs.push(FieldError::invalid(at.key(&key), level, detail));
+        }
+        let key = format!("{key}-version");
+        if let Some(version) = meta::label(obj, &key) {
+            let minor = version.strip_prefix("v1.").filter(|m| !m.is_empty() && m.bytes().all(|c| c.is_ascii_digit()));
+            if version != "latest" && minor.is_none_or(|m| m.len() > 1 && m.starts_with('0')) {
+                errs.push(FieldError::invalid(at.key(&key), version, "must be \"latest\" or \"v1.x\""));
+            }
         }
     }
 }
@@ -69,11 +93,17 @@ pub(super) fn node_update(errs: &mut Errors, new: &Value, old: &Value) {
     let of = |obj: &Value, key: &str| meta::at(obj, &["spec", key]).cloned().unwrap_or(Value::Null);
     let (was, now) = (of(old, "podCIDRs"), of(new, "podCIDRs"));
     if !was.is_null() && was != now {
-        errs.push(FieldError::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+        errs.push(FieldError::forbidden(
+            "spec.podCIDRs",
+            "node updates may not change podCIDR except from \"\" to valid",
+        ));
     }
     let (was, now) = (of(old, "providerID"), of(new, "providerID"));
     if !was.is_null() && was != now {
-        errs.push(FieldError::forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"));
+        errs.push(FieldError::forbidden(
+            "spec.providerID",
+            "node updates may not change providerID except from \"\" to valid",
+        ));
     }
 }
 
@@ -95,7 +125,11 @@ fn decoded_len(text: &str) -> usize {
 
 pub(super) fn config_map(errs: &mut Errors, obj: &Value) {
     let binary = meta::map_at(obj, &["binaryData"]);
-    let mut both: Vec<&String> = meta::map_at(obj, &["data"]).into_iter().flat_map(Map::keys).filter(|k| binary.is_some_and(|b| b.contains_key(*k))).collect();
+    let mut both: Vec<&String> = meta::map_at(obj, &["data"])
+        .into_iter()
+        .flat_map(Map::keys)
+        .filter(|k| binary.is_some_and(|b| b.contains_key(*k)))
+        .collect();
     both.sort();
     let mut size = data_keys(errs, obj, "data");
     for key in both {
@@ -138,26 +172,24 @@ pub(super) fn secret(errs: &mut Errors, obj: &Value) {
     let held = |key: &str| meta::at(obj, &["data", key]).and_then(Value::as_str);
     let decoded = |key: &str| held(key).and_then(|t| base64::engine::general_purpose::STANDARD.decode(t).ok());
     match text(obj, "type") {
-        "kubernetes.io/service-account-token" => {
-            if meta::annotation(obj, "kubernetes.io/service-account.name").unwrap_or("").is_empty() {
-                let at = Path::new("metadata").child("annotations").key("kubernetes.io/service-account.name");
-                errs.push(FieldError::required(at, ""));
-            }
+        "kubernetes.io/service-account-token"
+            if meta::annotation(obj, "kubernetes.io/service-account.name").unwrap_or("").is_empty() =>
+        {
+            let at = Path::new("metadata").child("annotations").key("kubernetes.io/service-account.name");
+            errs.push(FieldError::required(at, ""));
         }
-        "kubernetes.io/dockercfg" => json_config(errs, ".dockercfg", held(".dockercfg").is_some(), decoded(".dockercfg")),
+        "kubernetes.io/dockercfg" => {
+            json_config(errs, ".dockercfg", held(".dockercfg").is_some(), decoded(".dockercfg"))
+        }
         "kubernetes.io/dockerconfigjson" => {
             json_config(errs, ".dockerconfigjson", held(".dockerconfigjson").is_some(), decoded(".dockerconfigjson"));
         }
-        "kubernetes.io/basic-auth" => {
-            if held("username").is_none() && held("password").is_none() {
-                errs.push(FieldError::required(at("username"), ""));
-                errs.push(FieldError::required(at("password"), ""));
-            }
+        "kubernetes.io/basic-auth" if held("username").is_none() && held("password").is_none() => {
+            errs.push(FieldError::required(at("username"), ""));
+            errs.push(FieldError::required(at("password"), ""));
         }
-        "kubernetes.io/ssh-auth" => {
-            if held("ssh-privatekey").unwrap_or("").is_empty() {
-                errs.push(FieldError::required(at("ssh-privatekey"), ""));
-            }
+        "kubernetes.io/ssh-auth" if held("ssh-privatekey").unwrap_or("").is_empty() => {
+            errs.push(FieldError::required(at("ssh-privatekey"), ""));
         }
         "kubernetes.io/tls" => {
             for key in ["tls.crt", "tls.key"] {
@@ -196,7 +228,10 @@ pub(super) fn lease(errs: &mut Errors, obj: &Value) {
         errs.push(FieldError::invalid(path.child("leaseTransitions"), count, NEGATIVE));
     }
     if some(spec, "preferredHolder").is_some_and(|h| h != "") && some(spec, "strategy").is_none_or(|s| s == "") {
-        errs.push(FieldError::required(path.child("strategy"), "must be specified when `preferredHolder` is specified"));
+        errs.push(FieldError::required(
+            path.child("strategy"),
+            "must be specified when `preferredHolder` is specified",
+        ));
     }
 }
 
@@ -204,7 +239,11 @@ pub(super) fn event(errs: &mut Errors, obj: &Value, is_new_form: bool) {
     let reference = if obj.get("regarding").is_some() { "regarding" } else { "involvedObject" };
     let of = meta::str_at(obj, &[reference, "namespace"]);
     let namespace = meta::namespace(obj);
-    let fits = if of.is_empty() { matches!(namespace, "default" | "kube-system") || namespace.is_empty() } else { of == namespace };
+    let fits = if of.is_empty() {
+        matches!(namespace, "default" | "kube-system") || namespace.is_empty()
+    } else {
+        of == namespace
+    };
     if !fits {
         let at = Path::new("involvedObject").child("namespace");
         errs.push(FieldError::invalid(at, of, "does not match event.namespace"));
@@ -215,7 +254,11 @@ pub(super) fn event(errs: &mut Errors, obj: &Value, is_new_form: bool) {
     if some(obj, "eventTime").is_none() {
         errs.push(FieldError::required("eventTime", ""));
     }
-    let controller = if text(obj, "reportingController").is_empty() { text(obj, "reportingComponent") } else { text(obj, "reportingController") };
+    let controller = if text(obj, "reportingController").is_empty() {
+        text(obj, "reportingComponent")
+    } else {
+        text(obj, "reportingController")
+    };
     if controller.is_empty() {
         errs.push(FieldError::required("reportingController", ""));
     } else {
@@ -246,10 +289,13 @@ const PRIORITY_MAX: i64 = 1_000_000_000;
 pub(super) fn priority_class(errs: &mut Errors, obj: &Value) {
     let name = meta::name(obj);
     let value = int(obj, "value").unwrap_or(0);
-    let system = matches!((name, value), ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000));
+    let system =
+        matches!((name, value), ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000));
     if name.starts_with("system-") {
         if !system {
-            let detail = format!("priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a known system priority class");
+            let detail = format!(
+                "priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a known system priority class"
+            );
             errs.push(FieldError::forbidden("metadata.name", detail));
         }
     } else if value > PRIORITY_MAX {

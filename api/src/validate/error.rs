@@ -102,17 +102,22 @@ impl FieldError {
         Self::new(FieldErrorKind::TooLong, field, Value::Null, format!("may not be more than {max} bytes"))
     }
     pub fn too_many(field: impl Into<String>, actual: usize, max: usize) -> Self {
-        let detail = if max == 1 { "must have at most 1 item".to_string() } else { format!("must have at most {max} items") };
+        let detail =
+            if max == 1 { "must have at most 1 item".to_string() } else { format!("must have at most {max} items") };
         Self::new(FieldErrorKind::TooMany, field, json!(actual), detail)
     }
 
     /// The message without the field.
     pub fn body(&self) -> String {
         let head = self.kind.text();
-        let shows_value = !self.hidden && !matches!(
-            self.kind,
-            FieldErrorKind::Required | FieldErrorKind::Forbidden | FieldErrorKind::TooLong | FieldErrorKind::Internal
-        );
+        let shows_value = !self.hidden
+            && !matches!(
+                self.kind,
+                FieldErrorKind::Required
+                    | FieldErrorKind::Forbidden
+                    | FieldErrorKind::TooLong
+                    | FieldErrorKind::Internal
+            );
         let mut text = head.to_string();
         if shows_value {
             text.push_str(": ");

@@ -58,6 +58,12 @@ pub(super) fn create(errs: &mut Errors, kind: &Kind, obj: &Value, rule: NameRule
 }
 
 pub(super) fn update(errs: &mut Errors, new: &Value, old: &Value) {
+    update_of_any(errs, new, old);
+    finalizers(errs, new, &Path::new("metadata").child("finalizers"));
+}
+
+/// The rules that need nothing of the kind.
+pub(super) fn update_of_any(errs: &mut Errors, new: &Value, old: &Value) {
     let path = Path::new("metadata");
     if meta::is_being_deleted(old) {
         let had = meta::finalizers(old);
@@ -81,7 +87,6 @@ pub(super) fn update(errs: &mut Errors, new: &Value, old: &Value) {
     labels(errs, meta::labels(new), &path.child("labels"));
     annotations(errs, meta::annotations(new), &path.child("annotations"));
     owners(errs, new, &path.child("ownerReferences"));
-    finalizers(errs, new, &path.child("finalizers"));
 }
 
 pub(super) fn labels(errs: &mut Errors, labels: Option<&Map<String, Value>>, path: &Path) {
@@ -113,7 +118,11 @@ fn owners(errs: &mut Errors, obj: &Value, path: &Path) {
     for owner in all {
         let (group, version) = crate::kinds::split_api_version(text(owner, "apiVersion"));
         if version.is_empty() {
-            errs.push(FieldError::invalid(path.child("apiVersion"), text(owner, "apiVersion"), "version must not be empty"));
+            errs.push(FieldError::invalid(
+                path.child("apiVersion"),
+                text(owner, "apiVersion"),
+                "version must not be empty",
+            ));
         }
         for key in ["kind", "name", "uid"] {
             if text(owner, key).is_empty() {

@@ -33,12 +33,18 @@ pub fn create(kind: &Kind, obj: &Value) -> Vec<FieldError> {
     }
     metadata::create(&mut errs, kind, obj, name_rule(kind));
     body(&mut errs, kind, obj);
+    // What the cluster is not configured for is told only about a service that is valid otherwise.
+    if errs.is_empty() && kind.is("", "Service") {
+        service::families(&mut errs, obj);
+    }
     errs
 }
 
 /// What is wrong with a change from `old` to `new` through the object's own path.
 pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();
+    // Told twice, once for all kinds and once by the kind's own rules: clients see the causes so.
+    metadata::update_of_any(&mut errs, new, old);
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => {
             pod::update(&mut errs, new, old);
@@ -62,6 +68,7 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
 /// What is wrong with a change through the `status` path.
 pub fn status_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();
+    metadata::update_of_any(&mut errs, new, old);
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => pod::status_update(&mut errs, new, old),
         ("", "Service") => {

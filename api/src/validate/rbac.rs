@@ -15,7 +15,10 @@ pub(super) fn role(errs: &mut Errors, obj: &Value, namespaced: bool) {
         let selectors = list(aggregation, "clusterRoleSelectors");
         let at = Path::new("aggregationRule").child("clusterRoleSelectors");
         if selectors.is_empty() {
-            errs.push(FieldError::required(&at, "at least one clusterRoleSelector required if aggregationRule is non-nil"));
+            errs.push(FieldError::required(
+                &at,
+                "at least one clusterRoleSelector required if aggregationRule is non-nil",
+            ));
         }
         for (i, selector) in selectors.iter().enumerate() {
             super::selectors::label_selector(errs, selector, &at.index(i));

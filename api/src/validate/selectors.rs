@@ -14,7 +14,10 @@ pub(super) fn label_selector(errs: &mut Errors, selector: &Value, path: &Path) {
         match text(term, "operator") {
             "In" | "NotIn" => {
                 if values.is_empty() {
-                    errs.push(FieldError::required(at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+                    errs.push(FieldError::required(
+                        at.child("values"),
+                        "must be specified when `operator` is 'In' or 'NotIn'",
+                    ));
                 }
             }
             "Exists" | "DoesNotExist" => {
@@ -78,7 +81,10 @@ fn requirement_shape(errs: &mut Errors, requirement: &Value, at: &Path) {
     match text(requirement, "operator") {
         "In" | "NotIn" => {
             if values.is_empty() {
-                errs.push(FieldError::required(at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+                errs.push(FieldError::required(
+                    at.child("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                ));
             }
         }
         "Exists" | "DoesNotExist" => {

@@ -1,6 +1,9 @@
 //! Services, and the endpoints behind them.
 
-use super::check::{Errors, NEGATIVE, Path, int, invalid_all, list, one_of, one_of_if_set, port_number_or_name, required, required_one_of, shown, some, text};
+use super::check::{
+    Errors, NEGATIVE, Path, int, invalid_all, list, one_of, one_of_if_set, port_number_or_name, required,
+    required_one_of, shown, some, text,
+};
 use super::error::FieldError;
 use super::metadata;
 use crate::meta::{self, names};
@@ -23,7 +26,11 @@ pub(super) fn service(errs: &mut Errors, obj: &Value) {
             for (i, port) in list(spec, "ports").iter().enumerate() {
                 if int(port, "port") == Some(10250) {
                     let at = path.child("ports").index(i);
-                    errs.push(FieldError::invalid(at, 10250, "may not expose port 10250 externally since it is used by kubelet"));
+                    errs.push(FieldError::invalid(
+                        at,
+                        10250,
+                        "may not expose port 10250 externally since it is used by kubelet",
+                    ));
                 }
             }
             headless_forbidden(errs, headless, "LoadBalancer", &path);
@@ -107,7 +114,9 @@ fn ports(errs: &mut Errors, spec: &Value, path: &Path) {
         }
     }
     for (i, port) in all.iter().enumerate() {
-        let same = |other: &&Value| text(other, "protocol") == text(port, "protocol") && int(other, "port") == int(port, "port");
+        let same = |other: &&Value| {
+            text(other, "protocol") == text(port, "protocol") && int(other, "port") == int(port, "port")
+        };
         if all[..i].iter().any(|other| same(&other)) {
             // As the reference implementation prints what it compares.
             let shown = json!({"Name": "", "Protocol": text(port, "protocol"), "AppProtocol": null,
@@ -210,7 +219,8 @@ fn load_balancer(errs: &mut Errors, spec: &Value, path: &Path) {
 fn external_traffic(errs: &mut Errors, spec: &Value, path: &Path) {
     let policy = text(spec, "externalTrafficPolicy");
     let kind = text(spec, "type");
-    let reachable = matches!(kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && !list(spec, "externalIPs").is_empty());
+    let reachable =
+        matches!(kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && !list(spec, "externalIPs").is_empty());
     let health_port = int(spec, "healthCheckNodePort").unwrap_or(0);
     if policy.is_empty() {
         if reachable {
@@ -259,7 +269,11 @@ fn cluster_ips(errs: &mut Errors, spec: &Value, path: &Path) {
         let (ip, at) = (ip.as_str().unwrap_or_default(), at.index(i));
         if ip == "None" {
             if ips.len() > 1 {
-                errs.push(FieldError::invalid(path.child("clusterIPs"), shown(spec, "clusterIPs"), "'None' must be the first and only value"));
+                errs.push(FieldError::invalid(
+                    path.child("clusterIPs"),
+                    shown(spec, "clusterIPs"),
+                    "'None' must be the first and only value",
+                ));
             }
             continue;
         }
@@ -271,14 +285,43 @@ fn cluster_ips(errs: &mut Errors, spec: &Value, path: &Path) {
         let is_v6 = ip.contains(':');
         let family = families.get(i).and_then(Value::as_str);
         if family == Some("IPv4") && is_v6 {
-            errs.push(FieldError::invalid(&at, ip, format!("expected an IPv4 value as indicated by `ipFamilies[{i}]`")));
+            errs.push(FieldError::invalid(
+                &at,
+                ip,
+                format!("expected an IPv4 value as indicated by `ipFamilies[{i}]`"),
+            ));
         }
         if family == Some("IPv6") && !is_v6 {
-            errs.push(FieldError::invalid(&at, ip, format!("expected an IPv6 value as indicated by `ipFamilies[{i}]`")));
+            errs.push(FieldError::invalid(
+                &at,
+                ip,
+                format!("expected an IPv6 value as indicated by `ipFamilies[{i}]`"),
+            ));
         }
     }
     if ips.len() > 2 {
         errs.push(FieldError::invalid(&at, shown(spec, "clusterIPs"), "may only hold up to 2 values"));
+    }
+}
+
+/// The cluster has one address family. A headless service without a selector may name any.
+pub(super) fn families(errs: &mut Errors, obj: &Value) {
+    let null = Value::Null;
+    let spec = obj.get("spec").unwrap_or(&null);
+    let free = text(spec, "clusterIP") == "None" && meta::map_at(spec, &["selector"]).is_none_or(|s| s.is_empty());
+    if free || text(spec, "type") == "ExternalName" {
+        return;
+    }
+    let path = Path::new("spec");
+    if text(spec, "ipFamilyPolicy") == "RequireDualStack" {
+        let detail = "this cluster is not configured for dual-stack services";
+        errs.push(FieldError::invalid(path.child("ipFamilyPolicy"), "RequireDualStack", detail));
+    }
+    for (i, family) in list(spec, "ipFamilies").iter().enumerate() {
+        if family != "IPv4" {
+            let at = path.child("ipFamilies").index(i);
+            errs.push(FieldError::invalid(at, family.clone(), "not configured on this cluster"));
+        }
     }
 }
 
@@ -289,11 +332,19 @@ pub(super) fn update(errs: &mut Errors, new: &Value, old: &Value) {
     let had_ip = text(was, "type") != "ExternalName" && text(now, "type") != "ExternalName";
     let (first_now, first_was) = (list(now, "clusterIPs").first(), list(was, "clusterIPs").first());
     if had_ip && first_was.is_some() && first_now.is_some() && first_now != first_was {
-        errs.push(FieldError::invalid(path.child("clusterIPs").index(0), shown(now, "clusterIPs"), "may not change once set"));
+        errs.push(FieldError::invalid(
+            path.child("clusterIPs").index(0),
+            shown(now, "clusterIPs"),
+            "may not change once set",
+        ));
     }
     let both_balanced = text(now, "type") == "LoadBalancer" && text(was, "type") == "LoadBalancer";
     if both_balanced && some(now, "loadBalancerClass") != some(was, "loadBalancerClass") {
-        errs.push(FieldError::invalid(path.child("loadBalancerClass"), shown(now, "loadBalancerClass"), "may not change once set"));
+        errs.push(FieldError::invalid(
+            path.child("loadBalancerClass"),
+            shown(now, "loadBalancerClass"),
+            "may not change once set",
+        ));
     }
 }
 
@@ -416,8 +467,10 @@ fn slice_address(errs: &mut Errors, address: &str, family: &str, at: &Path) {
                 Err(_) => false,
             };
             if !ok {
-                let detail = if family == "IPv4" { "must be a valid IPv4 address" } else { "must be a valid IPv6 address" };
-                let detail = if names::ip(address).is_empty() { detail.to_string() } else { names::ip(address).remove(0) };
+                let detail =
+                    if family == "IPv4" { "must be a valid IPv4 address" } else { "must be a valid IPv6 address" };
+                let detail =
+                    if names::ip(address).is_empty() { detail.to_string() } else { names::ip(address).remove(0) };
                 errs.push(FieldError::invalid(at, address, detail));
             } else {
                 non_special_ip(errs, address, at);
@@ -427,7 +480,11 @@ fn slice_address(errs: &mut Errors, address: &str, family: &str, at: &Path) {
             let bare = address.strip_suffix('.').unwrap_or(address);
             invalid_all(errs, at, address, names::dns1123_subdomain(bare));
             if !bare.contains('.') {
-                errs.push(FieldError::invalid(at, address, "should be a domain with at least two segments separated by dots"));
+                errs.push(FieldError::invalid(
+                    at,
+                    address,
+                    "should be a domain with at least two segments separated by dots",
+                ));
             }
         }
         _ => {}

@@ -77,16 +77,20 @@ pub(super) fn claim_update(errs: &mut Errors, new: &Value, old: &Value) {
         if meta::str_at(old, &["spec", "volumeName"]).is_empty() {
             spec.shift_remove("volumeName");
         }
-        if let Some(requests) = spec.get_mut("resources").and_then(|r| r.get_mut("requests")).and_then(Value::as_object_mut) {
+        if let Some(requests) =
+            spec.get_mut("resources").and_then(|r| r.get_mut("requests")).and_then(Value::as_object_mut)
+        {
             requests.shift_remove("storage");
         }
         spec
     };
     if part(new) != part(old) {
-        let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        let detail =
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
         errs.push(FieldError::forbidden("spec", detail));
     }
-    let size = |obj: &Value| meta::at(obj, &["spec", "resources", "requests", "storage"]).and_then(Quantity::from_value);
+    let size =
+        |obj: &Value| meta::at(obj, &["spec", "resources", "requests", "storage"]).and_then(Quantity::from_value);
     if let (Some(now), Some(was)) = (size(new), size(old))
         && now != was
     {
@@ -94,7 +98,10 @@ pub(super) fn claim_update(errs: &mut Errors, new: &Value, old: &Value) {
             let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
             errs.push(FieldError::forbidden("spec", detail));
         } else if now < was {
-            errs.push(FieldError::forbidden("spec.resources.requests.storage", "field can not be less than previous value"));
+            errs.push(FieldError::forbidden(
+                "spec.resources.requests.storage",
+                "field can not be less than previous value",
+            ));
         }
     }
 }
@@ -125,7 +132,10 @@ pub(super) fn volume(errs: &mut Errors, obj: &Value) {
             Some(required) => {
                 super::selectors::node_selector(errs, required, &path.child("nodeAffinity").child("required"));
             }
-            None => errs.push(FieldError::required(path.child("nodeAffinity").child("required"), "must specify required node constraints")),
+            None => errs.push(FieldError::required(
+                path.child("nodeAffinity").child("required"),
+                "must specify required node constraints",
+            )),
         }
     }
     if !text(spec, "storageClassName").is_empty() {
@@ -187,12 +197,25 @@ fn volume_source(errs: &mut Errors, spec: &Value, path: &Path) {
 pub(super) fn volume_update(errs: &mut Errors, new: &Value, old: &Value) {
     let source = |obj: &Value| {
         let mut spec = meta::map_at(obj, &["spec"]).cloned().unwrap_or_default();
-        let changes = ["accessModes", "capacity", "claimRef", "mountOptions", "persistentVolumeReclaimPolicy", "storageClassName", "nodeAffinity", "volumeMode", "volumeAttributesClassName"];
+        let changes = [
+            "accessModes",
+            "capacity",
+            "claimRef",
+            "mountOptions",
+            "persistentVolumeReclaimPolicy",
+            "storageClassName",
+            "nodeAffinity",
+            "volumeMode",
+            "volumeAttributesClassName",
+        ];
         spec.retain(|key, _| !changes.contains(&key.as_str()));
         spec
     };
     if source(new) != source(old) {
-        errs.push(FieldError::forbidden("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation"));
+        errs.push(FieldError::forbidden(
+            "spec.persistentvolumesource",
+            "spec.persistentvolumesource is immutable after creation",
+        ));
     }
     let mode = |obj: &Value| meta::at(obj, &["spec", "volumeMode"]).cloned().unwrap_or(Value::Null);
     if mode(new) != mode(old) {

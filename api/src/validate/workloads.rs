@@ -1,6 +1,9 @@
 //! The kinds that make pods from a template: Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet.
 
-use super::check::{Errors, IMMUTABLE, NEGATIVE, Path, int, int_or_percent, int_or_percent_value, invalid_all, list, non_negative, not_more_than_100_percent, one_of, shown, some, text};
+use super::check::{
+    Errors, IMMUTABLE, NEGATIVE, Path, int, int_or_percent, int_or_percent_value, invalid_all, list, non_negative,
+    not_more_than_100_percent, one_of, shown, some, text,
+};
 use super::error::FieldError;
 use super::selectors::label_selector;
 use super::{pod, storage};
@@ -24,7 +27,11 @@ fn selector_of(errs: &mut Errors, spec: &Value, path: &Path, empty: &str) -> Opt
         return Some(LabelSelector::nothing());
     };
     label_selector(errs, selector, &at);
-    let blank = |key: &str| selector.get(key).is_none_or(|v| v.as_object().is_none_or(Map::is_empty) && v.as_array().is_none_or(Vec::is_empty));
+    let blank = |key: &str| {
+        selector
+            .get(key)
+            .is_none_or(|v| v.as_object().is_none_or(Map::is_empty) && v.as_array().is_none_or(Vec::is_empty))
+    };
     if blank("matchLabels") && blank("matchExpressions") {
         errs.push(FieldError::invalid(&at, selector.clone(), empty));
     }
@@ -75,7 +82,11 @@ pub(super) fn deployment(errs: &mut Errors, obj: &Value) {
     if let Some(deadline) = int(spec, "progressDeadlineSeconds")
         && deadline <= int(spec, "minReadySeconds").unwrap_or(0)
     {
-        errs.push(FieldError::invalid(path.child("progressDeadlineSeconds"), deadline, "must be greater than minReadySeconds"));
+        errs.push(FieldError::invalid(
+            path.child("progressDeadlineSeconds"),
+            deadline,
+            "must be greater than minReadySeconds",
+        ));
     }
 }
 
@@ -89,7 +100,8 @@ fn strategy(errs: &mut Errors, strategy: &Value, path: &Path) {
             }
         }
         "RollingUpdate" => match rolling {
-            None => errs.push(FieldError::required(path.child("rollingUpdate"), "this should be defaulted and never be nil")),
+            None => errs
+                .push(FieldError::required(path.child("rollingUpdate"), "this should be defaulted and never be nil")),
             Some(update) => {
                 let at = path.child("rollingUpdate");
                 let (unavailable, surge) = (shown(update, "maxUnavailable"), shown(update, "maxSurge"));
@@ -149,13 +161,23 @@ pub(super) fn daemon_set(errs: &mut Errors, obj: &Value) {
             errs.push(FieldError::invalid(path.child("template").child("metadata").child("labels"), found, MISMATCH));
         }
         Some(Ok(s)) if s.is_everything() => {
-            errs.push(FieldError::invalid(&at, selector.cloned().unwrap_or(Value::Null), "empty selector is invalid for daemonset"));
+            errs.push(FieldError::invalid(
+                &at,
+                selector.cloned().unwrap_or(Value::Null),
+                "empty selector is invalid for daemonset",
+            ));
         }
         None => errs.push(FieldError::invalid(&at, Value::Null, "empty selector is invalid for daemonset")),
         _ => {}
     }
     // The selector was looked at above.
-    template(errs, spec, &LabelSelector::everything(), &TemplateRules { kind: "DaemonSet", restart: &["Always"] }, &path);
+    template(
+        errs,
+        spec,
+        &LabelSelector::everything(),
+        &TemplateRules { kind: "DaemonSet", restart: &["Always"] },
+        &path,
+    );
     non_negative(errs, spec, "minReadySeconds", &path);
     daemon_strategy(errs, spec, &path.child("updateStrategy"));
     non_negative(errs, spec, "revisionHistoryLimit", &path);
@@ -259,7 +281,11 @@ fn stateful_strategy(errs: &mut Errors, spec: &Value, path: &Path) {
         "OnDelete" => {
             if rolling.is_some() {
                 let detail = "only allowed for updateStrategy 'RollingUpdate'";
-                errs.push(FieldError::invalid(path.child("rollingUpdate"), rolling.cloned().unwrap_or(Value::Null), detail));
+                errs.push(FieldError::invalid(
+                    path.child("rollingUpdate"),
+                    rolling.cloned().unwrap_or(Value::Null),
+                    detail,
+                ));
             }
         }
         "RollingUpdate" => {
@@ -329,14 +355,23 @@ pub(super) fn status_counts(errs: &mut Errors, obj: &Value) {
     }
     let count = |key: &str| meta::i64_at(obj, &["status", key]).unwrap_or(0);
     let total = count("replicas");
-    for (key, what) in [("readyReplicas", "status.replicas"), ("availableReplicas", "status.replicas"), ("updatedReplicas", "status.replicas"), ("fullyLabeledReplicas", "status.replicas")] {
+    for (key, what) in [
+        ("readyReplicas", "status.replicas"),
+        ("availableReplicas", "status.replicas"),
+        ("updatedReplicas", "status.replicas"),
+        ("fullyLabeledReplicas", "status.replicas"),
+    ] {
         if status.contains_key("replicas") && count(key) > total {
             let detail = format!("cannot be greater than {what}");
             errs.push(FieldError::invalid(path.child(key), count(key), detail));
         }
     }
     if count("availableReplicas") > count("readyReplicas") && status.contains_key("readyReplicas") {
-        errs.push(FieldError::invalid(path.child("availableReplicas"), count("availableReplicas"), "cannot be greater than readyReplicas"));
+        errs.push(FieldError::invalid(
+            path.child("availableReplicas"),
+            count("availableReplicas"),
+            "cannot be greater than readyReplicas",
+        ));
     }
 }
 

@@ -13,8 +13,12 @@ pub type Told = HashMap<(&'static str, Key), (String, String)>;
 
 /// The ConfigMaps and Secrets that a pod names.
 fn reads(spec: &PodSpec, maps: &mut BTreeSet<String>, secrets: &mut BTreeSet<String>) {
-    let mut map = |name: &str| drop(maps.insert(name.to_owned()));
-    let mut secret = |name: &str| drop(secrets.insert(name.to_owned()));
+    let mut map = |name: &str| {
+        maps.insert(name.to_owned());
+    };
+    let mut secret = |name: &str| {
+        secrets.insert(name.to_owned());
+    };
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         for from in container.env_from.iter().flatten() {
             from.config_map_ref.iter().for_each(|r| map(&r.name));

@@ -17,7 +17,7 @@ mod upstream;
 
 pub use beats::{Beats, Detector};
 pub use calls::{CallError, CallStream, Calls};
-pub use service::{FleetService, NodeName};
+pub use service::{FleetService, NodeName, Trusted};
 pub use upstream::{Upstream, UpstreamError, Welcome};
 
 use skiff_api::view::View;

@@ -26,6 +26,10 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct NodeName(pub String);
 
+/// Marks a request whose certificate is an administrator's or a server's.
+#[derive(Clone, Copy, Debug)]
+pub struct Trusted;
+
 /// Serves agents.
 #[derive(Clone)]
 pub struct FleetService {
@@ -132,8 +136,24 @@ impl Fleet for FleetService {
         Ok(Response::new(Box::pin(out)))
     }
 
-    async fn put_image(&self, _: Request<Streaming<pb::ImageChunk>>) -> Result<Response<pb::ImageRecord>, Status> {
-        Err(Status::failed_precondition("images are handed in through the API: `skiff image import`"))
+    async fn put_image(&self, request: Request<Streaming<pb::ImageChunk>>) -> Result<Response<pb::ImageRecord>, Status> {
+        if request.extensions().get::<Trusted>().is_none() {
+            return Err(Status::permission_denied("only an administrator may hand images to the cluster"));
+        }
+        let mut stream = request.into_inner();
+        let (send, receive) = mpsc::channel(8);
+        let work = self.upstream.put_image(receive);
+        let read = async move {
+            while let Some(chunk) = stream.message().await? {
+                if send.send(chunk).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, Status>(())
+        };
+        let (read, record) = futures_util::future::join(read, work).await;
+        read?;
+        Ok(Response::new(record?))
     }
 }
 

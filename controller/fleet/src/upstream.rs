@@ -41,5 +41,7 @@ pub trait Upstream: Send + Sync + 'static {
     fn token(&self, node: String, request: pb::TokenRequest) -> Answer<(String, i64)>;
     fn welcome(&self) -> Welcome;
     /// An image's archive that the cluster keeps: its size and chunks.
+    /// Keeps an image's archive; the first chunk's reference, where there is one, names it.
+    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord>;
     fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>>;
 }

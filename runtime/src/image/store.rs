@@ -138,7 +138,7 @@ impl Drop for Writing {
 }
 
 impl ImageStore {
-    /// Opens a store, making its directories when absent. `insecure`: registries (`host:port`) without TLS.
+    /// Opens a store, making its directories when absent. One process a directory. `insecure`: registries (`host:port`) without TLS.
     pub fn open(dir: &Path, insecure: &[String]) -> Result<ImageStore> {
         let temporary = dir.join("tmp");
         match fs::remove_dir_all(&temporary) {

@@ -3,30 +3,31 @@
 //! It owns the pod's state alone. Everything slow runs in tasks of its own that come back with an [`Event`]; nothing in
 //! here waits for a process, an image or a network. So a pod that hangs hurts nobody, and a deletion is heard at once.
 
+mod outcome;
+mod publish;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use skiff_runtime::{Phase, Pod as RuntimePod, PodState as RuntimeState};
+use skiff_runtime::{Pod as RuntimePod, PodState as RuntimeState};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::context::{Context, now_ms};
-use crate::desired::{Key, Report};
+use crate::desired::Key;
 use crate::kill::Killer;
-use crate::logs::last_words;
-use crate::observed::{ContainerObserved, End, Exit, Observed, Sandbox, Stage, Volumes, container_id};
-use crate::plan::{Action, PodState, is_sidecar, plan, restarts};
+use crate::observed::{ContainerObserved, End, Observed, Sandbox, Stage, Volumes, container_id};
+use crate::plan::{Action, PodState, plan};
 use crate::prepare;
-use crate::probe::{self, Kind, News};
+use crate::probe::{self, News};
 use crate::record::Record;
 use crate::start::{StartError, Started, Starter, target};
-use crate::status::status;
 use crate::translate::{PodPaths, identity, stop_signal};
-use crate::visible::{Directory, VisibleContainer, VisiblePod};
+use crate::visible::Directory;
 
 /// Results of a pod's tasks that wait to be read; more than a pod with many containers ever has at once.
 const EVENTS_MAX: usize = 64;
@@ -309,8 +310,10 @@ impl Actor {
                 self.refresh(true);
             }
             Action::Start { name } => self.start(&name, now),
-            Action::Kill { name, grace_seconds } => {
-                self.kill(&name, grace_seconds, None).await;
+            Action::Kill { name, grace_seconds } => self.kill(&name, grace_seconds, None).await,
+            Action::Replace { name, grace_seconds } => {
+                let message = format!("Container {name} definition changed, will be restarted");
+                self.kill(&name, grace_seconds, Some(message)).await;
             }
             Action::NotePullBackOff { name } => {
                 let image = self.container(&name).and_then(|container| container.image).unwrap_or_default();
@@ -376,6 +379,7 @@ impl Actor {
             seen.backoff.attempt(now);
         }
         seen.stage = Stage::Starting;
+        seen.image = container.image.clone().unwrap_or_default();
         let attempt = seen.attempt;
         let live = Live::default();
         let starter = Starter {

@@ -16,7 +16,7 @@ use skiff_pods::{
     Desired, HostPort, LogRange, LogRequest, NodeCapacity, PodEvent, PodIdentity, PodNetwork, Pods, PodsConfig,
     PodsDeps, RegistryImages, Report, TokenRequest, TokenSource,
 };
-use skiff_runtime::{ImageBuilder, ImageConfig, Runtime, RuntimeConfig};
+use skiff_runtime::{ImageBuilder, ImageConfig, ImageStore, Runtime, RuntimeConfig};
 use tokio::sync::{mpsc, watch};
 
 pub const IMAGE: &str = "localhost/shell:v1";
@@ -88,11 +88,10 @@ impl Node {
     async fn open(dir: &Path, cgroup: &str) -> Result<Node, Failed> {
         let runtime = Runtime::open(RuntimeConfig {
             state_dir: dir.join("state"),
-            image_dir: dir.join("images"),
+            image_dir: image_dir(),
             cgroup_parent: cgroup.into(),
             insecure_registries: Vec::new(),
         })?;
-        shell_image(&runtime)?;
         let config = PodsConfig {
             root_dir: dir.join("pods"),
             log_dir: dir.join("logs"),
@@ -234,7 +233,13 @@ fn merge(target: &mut Value, change: Value) {
     }
 }
 
-fn shell_image(runtime: &Runtime) -> Result<(), Failed> {
+/// All tests of this process share one store, since all use the same image.
+pub fn image_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("skiff-pods-{}-images", std::process::id()))
+}
+
+/// Makes the image, once.
+pub fn shell_image(store: &ImageStore) -> Result<(), Failed> {
     let place = |name: &&str| {
         let host = ["/bin", "/usr/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
         host.map(|host| (host, format!("/bin/{name}")))
@@ -245,7 +250,7 @@ fn shell_image(runtime: &Runtime) -> Result<(), Failed> {
     let own = std::env::current_exe()?;
     let programs = [programs, vec![(own.as_path(), "/bin/skiff-echo")]].concat();
     let config = ImageConfig { env: vec!["PATH=/bin".into()], cmd: vec!["sh".into()], ..ImageConfig::default() };
-    ImageBuilder::from_host_binaries(&programs)?.dir("/tmp", 0o1777).config(config).build(runtime.images(), IMAGE)?;
+    ImageBuilder::from_host_binaries(&programs)?.dir("/tmp", 0o1777).config(config).build(store, IMAGE)?;
     Ok(())
 }
 

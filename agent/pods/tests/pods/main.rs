@@ -5,7 +5,7 @@ mod life;
 mod streams;
 
 use fixture::Test;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
     skiff_runtime::maybe_run_helper();
@@ -18,5 +18,15 @@ fn main() {
     if missing {
         eprintln!("ignored: pods need root");
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    let images = fixture::image_dir();
+    if !missing
+        && let Err(failed) = skiff_runtime::ImageStore::open(&images, &[])
+            .map_err(Failed::from)
+            .and_then(|store| fixture::shell_image(&store))
+    {
+        eprintln!("the tests' image: {}", failed.message().unwrap_or_default());
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let _ = std::fs::remove_dir_all(images);
+    conclusion.exit();
 }

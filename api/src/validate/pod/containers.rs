@@ -2,7 +2,10 @@
 
 use super::{Context, env, probes, resources, security};
 use crate::meta::names;
-use crate::validate::check::{Errors, Path, flag, int, invalid_all, list, local_descending_path, one_of_if_set, required, required_one_of, some, text};
+use crate::validate::check::{
+    Errors, Path, flag, int, invalid_all, list, local_descending_path, one_of_if_set, required, required_one_of, some,
+    text,
+};
 use crate::validate::error::FieldError;
 use serde_json::Value;
 
@@ -78,7 +81,8 @@ pub(super) fn init_containers(errs: &mut Errors, context: &Context, spec_path: &
 }
 
 pub(super) fn ephemeral_containers(errs: &mut Errors, context: &Context, spec_path: &Path) {
-    const FORBIDDEN: [&str; 6] = ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy"];
+    const FORBIDDEN: [&str; 6] =
+        ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy"];
     let path = spec_path.child("ephemeralContainers");
     let others = list(context.spec, "containers").iter().chain(list(context.spec, "initContainers"));
     let targets: Vec<&str> = list(context.spec, "containers").iter().map(|c| text(c, "name")).collect();

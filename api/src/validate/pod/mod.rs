@@ -16,8 +16,8 @@ use crate::kinds::Kind;
 use crate::meta::{self, names};
 use serde_json::Value;
 
-pub(super) use update::{status_update, update};
 pub(super) use scheduling::tolerations;
+pub(super) use update::{status_update, update};
 pub(super) use volumes::plain_source;
 
 /// What the parts of a pod need to know of the whole.
@@ -86,8 +86,12 @@ pub(super) fn template(errs: &mut Errors, template: &Value, path: &Path) {
 }
 
 pub(super) fn pod_spec(errs: &mut Errors, spec: &Value, name: &str, path: &Path) {
-    let mut context =
-        Context { spec, name, grace_seconds: int(spec, "terminationGracePeriodSeconds").unwrap_or(30), volumes: Vec::new() };
+    let mut context = Context {
+        spec,
+        name,
+        grace_seconds: int(spec, "terminationGracePeriodSeconds").unwrap_or(30),
+        volumes: Vec::new(),
+    };
     context.volumes = volumes::volumes(errs, &context, &path.child("volumes"));
     resources::claims(errs, spec, path);
     resources::pod_level(errs, spec, path);
@@ -95,7 +99,13 @@ pub(super) fn pod_spec(errs: &mut Errors, spec: &Value, name: &str, path: &Path)
     containers::init_containers(errs, &context, path);
     containers::ephemeral_containers(errs, &context, path);
     super::check::required_one_of(errs, spec, "restartPolicy", path, &["Always", "Never", "OnFailure"]);
-    super::check::required_one_of(errs, spec, "dnsPolicy", path, &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]);
+    super::check::required_one_of(
+        errs,
+        spec,
+        "dnsPolicy",
+        path,
+        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+    );
     metadata::labels(errs, meta::map_at(spec, &["nodeSelector"]), &path.child("nodeSelector"));
     security::pod(errs, spec, path);
     for (i, secret) in list(spec, "imagePullSecrets").iter().enumerate() {
@@ -141,24 +151,18 @@ pub(super) fn pod_spec(errs: &mut Errors, spec: &Value, name: &str, path: &Path)
 }
 
 fn names_of(errs: &mut Errors, spec: &Value, path: &Path) {
-    let mut check = |key: &str, rule: fn(&str) -> Vec<String>| {
+    let check = |errs: &mut Errors, key: &str, rule: fn(&str) -> Vec<String>| {
         let value = text(spec, key);
         if !value.is_empty() {
             invalid_all(errs, &path.child(key), value, rule(value));
         }
     };
-    check("serviceAccountName", names::dns1123_subdomain);
-    check("nodeName", names::dns1123_subdomain);
+    check(errs, "serviceAccountName", names::dns1123_subdomain);
+    check(errs, "nodeName", names::dns1123_subdomain);
     if let Some(seconds) = int(spec, "activeDeadlineSeconds").filter(|s| !(1..=i64::from(i32::MAX)).contains(s)) {
         let detail = "must be between 1 and 2147483647, inclusive";
         errs.push(FieldError::invalid(path.child("activeDeadlineSeconds"), seconds, detail));
     }
-    let mut check = |key: &str, rule: fn(&str) -> Vec<String>| {
-        let value = text(spec, key);
-        if !value.is_empty() {
-            invalid_all(errs, &path.child(key), value, rule(value));
-        }
-    };
-    check("hostname", names::dns1123_label);
-    check("subdomain", names::dns1123_label);
+    check(errs, "hostname", names::dns1123_label);
+    check(errs, "subdomain", names::dns1123_label);
 }

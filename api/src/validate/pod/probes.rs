@@ -2,7 +2,9 @@
 
 use super::Context;
 use crate::meta::names;
-use crate::validate::check::{Errors, Path, int, invalid_all, list, non_negative, one_of, port_number_or_name, required, some, text};
+use crate::validate::check::{
+    Errors, Path, int, invalid_all, list, non_negative, one_of, port_number_or_name, required, some, text,
+};
 use crate::validate::error::FieldError;
 use serde_json::Value;
 
@@ -13,7 +15,8 @@ pub(super) fn all(errs: &mut Errors, container: &Value, context: &Context, at: &
         let Some(probe) = some(container, name) else { continue };
         let path = at.child(name);
         handler(errs, probe, context, &path);
-        for count in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        for count in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+        {
             non_negative(errs, probe, count, &path);
         }
         let grace = int(probe, "terminationGracePeriodSeconds");
@@ -67,8 +70,10 @@ fn handler(errs: &mut Errors, holder: &Value, context: &Context, path: &Path) {
             "sleep" => {
                 let seconds = int(action, "seconds").unwrap_or(0);
                 if seconds < 0 || seconds > context.grace_seconds {
-                    let detail =
-                        format!("must be non-negative and less than terminationGracePeriodSeconds ({})", context.grace_seconds);
+                    let detail = format!(
+                        "must be non-negative and less than terminationGracePeriodSeconds ({})",
+                        context.grace_seconds
+                    );
                     errs.push(FieldError::invalid(at, seconds, detail));
                 }
             }

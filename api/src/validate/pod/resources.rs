@@ -87,7 +87,14 @@ pub(super) fn requirements(errs: &mut Errors, resources: &Value, path: &Path) {
     }
 }
 
-fn within_limit(errs: &mut Errors, name: &str, value: &Value, limits: Option<&Value>, requests_path: &Path, limits_path: &Path) {
+fn within_limit(
+    errs: &mut Errors,
+    name: &str,
+    value: &Value,
+    limits: Option<&Value>,
+    requests_path: &Path,
+    limits_path: &Path,
+) {
     let Some(request) = Quantity::from_value(value) else { return };
     let Some(limit) = limits.and_then(|l| l.get(name)).and_then(Quantity::from_value) else {
         if !can_overcommit(name) {
@@ -111,7 +118,11 @@ pub(super) fn pod_level(errs: &mut Errors, spec: &Value, spec_path: &Path) {
     for kind in ["limits", "requests"] {
         for (name, _) in sorted(some(resources, kind)) {
             if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with(HUGE_PAGES) {
-                errs.push(FieldError::not_supported(path.child(kind).key(name), name.clone(), &["cpu", "hugepages-", "memory"]));
+                errs.push(FieldError::not_supported(
+                    path.child(kind).key(name),
+                    name.clone(),
+                    &["cpu", "hugepages-", "memory"],
+                ));
             }
         }
     }

@@ -100,13 +100,23 @@ pub(in crate::validate) fn tolerations(errs: &mut Errors, all: &[Value], path: &
             }
             "Exists" => {
                 if !value.is_empty() {
-                    errs.push(FieldError::invalid(at.child("operator"), value, "value must be empty when `operator` is 'Exists'"));
+                    errs.push(FieldError::invalid(
+                        at.child("operator"),
+                        value,
+                        "value must be empty when `operator` is 'Exists'",
+                    ));
                 }
             }
             other => errs.push(FieldError::not_supported(at.child("operator"), other, &["Equal", "Exists"])),
         }
         if !effect.is_empty() {
-            crate::validate::check::one_of(errs, toleration, "effect", &at, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+            crate::validate::check::one_of(
+                errs,
+                toleration,
+                "effect",
+                &at,
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            );
         }
     }
 }
@@ -138,7 +148,13 @@ pub(super) fn spread(errs: &mut Errors, spec: &Value, path: &Path) {
         } else {
             invalid_all(errs, &at.child("topologyKey"), key, names::qualified_name(key));
         }
-        crate::validate::check::one_of(errs, constraint, "whenUnsatisfiable", &at, &["DoNotSchedule", "ScheduleAnyway"]);
+        crate::validate::check::one_of(
+            errs,
+            constraint,
+            "whenUnsatisfiable",
+            &at,
+            &["DoNotSchedule", "ScheduleAnyway"],
+        );
         let same = |other: &Value| text(other, "topologyKey") == key && text(other, "whenUnsatisfiable") == mode;
         if all[i + 1..].iter().any(same) {
             let at = at.child("{topologyKey, whenUnsatisfiable}");

@@ -42,7 +42,8 @@ fn host_network(errs: &mut Errors, spec: &Value, spec_path: &Path) {
     for (i, container) in list(spec, "containers").iter().enumerate() {
         for (j, port) in list(container, "ports").iter().enumerate() {
             let (inside, outside) = (int(port, "containerPort").unwrap_or(0), int(port, "hostPort").unwrap_or(0));
-            if inside != outside {
+            // In a template the host's port may still be open; a pod's was filled in.
+            if outside != 0 && inside != outside {
                 let at = spec_path.child("containers").index(i).child("ports").index(j).child("hostPort");
                 errs.push(FieldError::invalid(at, outside, "must match `containerPort` when `hostNetwork` is true"));
             }
@@ -82,7 +83,11 @@ fn seccomp(errs: &mut Errors, context: &Value, path: &Path) {
         "" => errs.push(FieldError::required(at.child("type"), "type is required when seccompProfile is set")),
         "Localhost" | "RuntimeDefault" | "Unconfined" => {}
         other => {
-            errs.push(FieldError::not_supported(at.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]));
+            errs.push(FieldError::not_supported(
+                at.child("type"),
+                other,
+                &["Localhost", "RuntimeDefault", "Unconfined"],
+            ));
         }
     }
     let local = some(profile, "localhostProfile");
@@ -129,7 +134,11 @@ fn app_armor(errs: &mut Errors, context: &Value, path: &Path) {
         }
         "" => errs.push(FieldError::required(at.child("type"), "type is required when appArmorProfile is set")),
         other => {
-            errs.push(FieldError::not_supported(at.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]));
+            errs.push(FieldError::not_supported(
+                at.child("type"),
+                other,
+                &["Localhost", "RuntimeDefault", "Unconfined"],
+            ));
         }
     }
 }
@@ -162,7 +171,8 @@ pub(super) fn container(errs: &mut Errors, context: &Value, pod: &Context, path:
 /// A container's security context as messages show it: the fields under the names of the reference implementation.
 fn internal_form(context: &Value) -> Value {
     let mut out = Map::new();
-    let capabilities = some(context, "capabilities").map_or(Value::Null, |c| json!({"Add": shown(c, "add"), "Drop": shown(c, "drop")}));
+    let capabilities = some(context, "capabilities")
+        .map_or(Value::Null, |c| json!({"Add": shown(c, "add"), "Drop": shown(c, "drop")}));
     out.insert("Capabilities".into(), capabilities);
     for (name, key) in [
         ("Privileged", "privileged"),
@@ -211,7 +221,10 @@ const LINUX_ONLY_CONTAINER: [&str; 10] = [
 pub(super) fn os(errs: &mut Errors, spec: &Value, name: &str, path: &Path) {
     let lists = ["containers", "initContainers", "ephemeralContainers"];
     let contexts = lists.iter().flat_map(|l| {
-        list(spec, l).iter().enumerate().map(move |(i, c)| (path.child(l).index(i).child("securityContext"), c.get("securityContext")))
+        list(spec, l)
+            .iter()
+            .enumerate()
+            .map(move |(i, c)| (path.child(l).index(i).child("securityContext"), c.get("securityContext")))
     });
     let pod_path = path.child("securityContext");
     let pod = some(spec, "securityContext");
@@ -219,7 +232,10 @@ pub(super) fn os(errs: &mut Errors, spec: &Value, name: &str, path: &Path) {
         let all = std::iter::once((pod_path, pod)).chain(contexts);
         for (at, context) in all {
             if context.is_some_and(|c| some(c, "windowsOptions").is_some()) {
-                errs.push(FieldError::forbidden(at.child("windowsOptions"), "windows options cannot be set for a linux pod"));
+                errs.push(FieldError::forbidden(
+                    at.child("windowsOptions"),
+                    "windows options cannot be set for a linux pod",
+                ));
             }
         }
         return;

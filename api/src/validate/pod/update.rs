@@ -2,7 +2,7 @@
 
 use super::whole;
 use crate::meta::{self, names};
-use crate::validate::check::{Errors, Path, int, invalid_all, list, text};
+use crate::validate::check::{Errors, Path, int, invalid_all, list, required, text};
 use crate::validate::error::FieldError;
 use crate::validate::metadata;
 use serde_json::{Map, Value};
@@ -19,6 +19,9 @@ pub(in crate::validate) fn update(errs: &mut Errors, new: &Value, old: &Value) {
         if list(new_spec, name).len() != list(old_spec, name).len() {
             errs.push(FieldError::forbidden(path.child(name), "pod updates may not add or remove containers"));
             return;
+        }
+        for (i, container) in list(new_spec, name).iter().enumerate() {
+            required(errs, container, "image", &path.child(name).index(i));
         }
     }
     deadline(errs, new_spec, old_spec, &path);
@@ -106,7 +109,11 @@ fn selector_while_gated(errs: &mut Errors, new: &Value, old: &Value, path: &Path
     for (key, value) in was.into_iter().flatten() {
         if now.and_then(|n| n.get(key)) != Some(value) {
             let detail = "only additions are allowed to spec.nodeSelector (no mutations or deletions)";
-            errs.push(FieldError::invalid(path.child("nodeSelector"), Value::Object(now.cloned().unwrap_or_default()), detail));
+            errs.push(FieldError::invalid(
+                path.child("nodeSelector"),
+                Value::Object(now.cloned().unwrap_or_default()),
+                detail,
+            ));
             break;
         }
     }
@@ -117,12 +124,17 @@ fn selector_while_gated(errs: &mut Errors, new: &Value, old: &Value, path: &Path
     }
     let at = path.child(&required.join("."));
     if now.len() != was.len() {
-        errs.push(FieldError::invalid(at, Value::Array(now.to_vec()), "no additions/deletions to non-empty NodeSelectorTerms list are allowed"));
+        errs.push(FieldError::invalid(
+            at,
+            Value::Array(now.to_vec()),
+            "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
+        ));
         return;
     }
     for (i, (now, was)) in now.iter().zip(was).enumerate() {
         for list_name in ["matchExpressions", "matchFields"] {
-            let lost = list(was, list_name).iter().enumerate().any(|(j, term)| list(now, list_name).get(j) != Some(term));
+            let lost =
+                list(was, list_name).iter().enumerate().any(|(j, term)| list(now, list_name).get(j) != Some(term));
             if lost {
                 let detail = "only additions are allowed (no mutations or deletions)";
                 errs.push(FieldError::invalid(at.index(i), now.clone(), detail));
@@ -159,7 +171,11 @@ pub(in crate::validate) fn status_update(errs: &mut Errors, new: &Value, old: &V
         let at = path.child("conditions").index(i);
         let generation = int(condition, "observedGeneration").unwrap_or(0);
         if generation < 0 {
-            errs.push(FieldError::invalid(at.child("observedGeneration"), generation, crate::validate::check::NEGATIVE));
+            errs.push(FieldError::invalid(
+                at.child("observedGeneration"),
+                generation,
+                crate::validate::check::NEGATIVE,
+            ));
         }
     }
 }

@@ -3,7 +3,9 @@
 use super::{Context, env};
 use crate::meta::{self, names};
 use crate::quantity::Quantity;
-use crate::validate::check::{Errors, Path, int, invalid_all, list, local_non_reserved_path, no_backsteps, one_of_if_set, required, some, text};
+use crate::validate::check::{
+    Errors, Path, int, invalid_all, list, local_non_reserved_path, no_backsteps, one_of_if_set, required, some, text,
+};
 use crate::validate::error::FieldError;
 use crate::validate::storage;
 use serde_json::Value;
@@ -155,10 +157,8 @@ pub(in crate::validate) fn plain_source(errs: &mut Errors, kind: &str, source: &
             }
             required(errs, source, "image", at);
         }
-        "cephfs" => {
-            if list(source, "monitors").is_empty() {
-                errs.push(FieldError::required(at.child("monitors"), ""));
-            }
+        "cephfs" if list(source, "monitors").is_empty() => {
+            errs.push(FieldError::required(at.child("monitors"), ""));
         }
         "quobyte" => need(&["registry", "volume"]),
         "azureFile" => need(&["secretName", "shareName"]),
@@ -226,7 +226,9 @@ fn projected(errs: &mut Errors, source: &Value, path: &Path) {
     for (i, part) in list(source, "sources").iter().enumerate() {
         let at = path.child("sources").index(i);
         let mut found = 0;
-        for kind in ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
+        for kind in
+            ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"]
+        {
             let Some(inner) = some(part, kind) else { continue };
             let inner_at = at.child(kind);
             found += 1;

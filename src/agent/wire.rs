@@ -1,0 +1,64 @@
+//! gRPC channels to a server: TLS with the cluster's CA, checked by the role's name, never by the address.
+
+use anyhow::Context as _;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use skiff_identity::Pair;
+use skiff_proto::fleet::fleet_client::FleetClient;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// A channel that dials `addr` (`host:port`) when it is used.
+pub fn channel(addr: &str, ca: &str, own: Option<&Pair>) -> anyhow::Result<Channel> {
+    with_tls(addr, skiff_identity::client(ca, own)?)
+}
+
+/// The same with any TLS configuration.
+pub fn with_tls(addr: &str, mut tls: ClientConfig) -> anyhow::Result<Channel> {
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let (tls, addr) = (Arc::new(tls), addr.to_owned());
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let (tls, addr) = (tls.clone(), addr.clone());
+        async move {
+            let tcp = TcpStream::connect(&addr).await?;
+            tcp.set_nodelay(true)?;
+            let stream = tokio_rustls::TlsConnector::from(tls).connect(skiff_identity::server_name(), tcp).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    let endpoint = Endpoint::from_static("http://server.skiff.internal")
+        .connect_timeout(Duration::from_secs(2))
+        // A server that is cut off is noticed in about two seconds.
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(1))
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_with_connector_lazy(connect))
+}
+
+pub fn client(channel: Channel) -> FleetClient<Channel> {
+    FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The words of a gRPC failure, its cause included.
+pub fn explain(addr: &str, status: &tonic::Status) -> anyhow::Error {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    anyhow::anyhow!("{text}").context(format!("asking the server at {addr}"))
+}
+
+/// Reads a PEM pair from two files, if both are there.
+pub fn read_pair(certificate: &std::path::Path, key: &std::path::Path) -> anyhow::Result<Option<Pair>> {
+    if !certificate.exists() || !key.exists() {
+        return Ok(None);
+    }
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    Ok(Some(Pair { certificate: read(certificate)?, key: read(key)? }))
+}

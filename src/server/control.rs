@@ -1,0 +1,130 @@
+//! What only the leader does: controllers, the scheduler, and judging heartbeats. It starts with a term and ends with it; every write carries the
+//! term, so that what a former leader still has under way is refused by the store.
+
+use super::controllers;
+use super::scheduling;
+use super::view::Changes;
+use jiff::Timestamp;
+use skiff_api::view::{Change, Key, Resource};
+use skiff_apiserver::{ApiServer, UserInfo};
+use skiff_fleet::{Beats, SharedView};
+use skiff_reconcile::{CONTROLLERS, Liveness, NodeLiveness, Settings};
+use skiff_store::Leadership;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+
+/// How often heartbeats are judged.
+const JUDGE_EVERY: Duration = Duration::from_millis(100);
+
+/// What the leader's tasks share.
+#[derive(Clone)]
+pub struct Leading {
+    pub api: ApiServer,
+    pub term: u64,
+    pub view: SharedView,
+    pub changes: broadcast::Sender<Changes>,
+    pub liveness: watch::Receiver<Arc<Liveness>>,
+    pub settings: Arc<Settings>,
+}
+
+/// Runs as long as the process; acts while this server leads.
+pub async fn run(
+    api: ApiServer,
+    view: SharedView,
+    changes: broadcast::Sender<Changes>,
+    beats: Arc<Beats>,
+    settings: Settings,
+) {
+    let settings = Arc::new(settings);
+    let mut leadership = api.store().leadership();
+    loop {
+        let Ok(leading) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.clone()) else { return };
+        tracing::info!(term = leading.term, "this server leads");
+        beats.listen_anew(Instant::now());
+        let (judged, liveness) = watch::channel(Arc::new(Liveness::default()));
+        let shared = Leading {
+            api: api.clone(),
+            term: leading.term,
+            view: view.clone(),
+            changes: changes.clone(),
+            liveness,
+            settings: settings.clone(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(judge(beats.clone(), view.clone(), changes.clone(), judged));
+        tasks.spawn(scheduling::run(shared.clone()));
+        for controller in CONTROLLERS {
+            tasks.spawn(controllers::run(*controller, shared.clone()));
+        }
+        let term = leading.term;
+        if leadership.wait_for(|l| !l.is_leader() || l.term != term).await.is_err() {
+            return;
+        }
+        tracing::info!(term, "this server no longer leads");
+        tasks.shutdown().await;
+    }
+}
+
+/// The user that writes for a part of the control plane.
+pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
+    leading.api.client(UserInfo::system(name)).with_manager("kube-controller-manager").fenced(leading.term)
+}
+
+/// Turns heartbeats into who is live and who is lost, and tells those that decide by it.
+async fn judge(
+    beats: Arc<Beats>,
+    view: SharedView,
+    changes: broadcast::Sender<Changes>,
+    judged: watch::Sender<Arc<Liveness>>,
+) {
+    let mut last = Instant::now();
+    let mut period = tokio::time::interval(JUDGE_EVERY);
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        let now = Instant::now();
+        // This process was stopped for a while: the silence it sees is its own.
+        if now.duration_since(last) > JUDGE_EVERY * 5 {
+            beats.listen_anew(now);
+        }
+        last = now;
+        let names: Vec<String> = view.read().nodes.iter().map(|(k, _)| k.name.clone()).collect();
+        let old = judged.borrow().clone();
+        let mut new = Liveness::default();
+        for (name, lost_for) in beats.judge(names.iter().map(String::as_str), now) {
+            let state = match (lost_for, old.0.get(&name)) {
+                (None, _) => NodeLiveness::Live,
+                (Some(_), Some(lost @ NodeLiveness::Lost { .. })) => lost.clone(),
+                (Some(_), _) => NodeLiveness::Lost { since: Timestamp::now() },
+            };
+            new.0.insert(name, state);
+        }
+        if new == *old {
+            continue;
+        }
+        let changed: Vec<Change> =
+            new.0.iter().filter(|(name, state)| old.0.get(*name) != Some(*state)).map(|(name, _)| node_change(name)).collect();
+        for (name, state) in &new.0 {
+            if old.0.get(name).is_some_and(|o| o != state) {
+                tracing::info!(node = name, ?state, "a node's heartbeats changed");
+            }
+        }
+        judged.send_replace(Arc::new(new));
+        let _ = changes.send(Arc::new(changed));
+    }
+}
+
+/// News about a node that the store knows nothing of.
+fn node_change(name: &str) -> Change {
+    Change {
+        resource: Resource::new("", "v1", "nodes"),
+        key: Key::new("", name),
+        gone: false,
+        before: None,
+        after: None,
+        nodes: [None, None],
+        labels_before: None,
+    }
+}

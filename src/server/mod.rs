@@ -1,0 +1,243 @@
+//! `skiff server`: one process that holds a member of the store, the API, and (while it leads) the controllers and the scheduler.
+//!
+//! ```text
+//!   TLS listener -> API server -> store -> feed -> shared view -> controllers, scheduler (leader only) -> API server
+//!                \-> fleet (gRPC from agents) <----------------/
+//! ```
+
+mod control;
+mod controllers;
+mod files;
+mod images;
+mod join;
+mod nodes;
+mod scheduling;
+mod upstream;
+mod view;
+
+use anyhow::Context as _;
+use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, PeerCertificate, TokenSigner, UserInfo};
+use skiff_fleet::{Beats, Calls, Detector, FleetService, NodeName, Trusted};
+use skiff_identity::{Ca, SERVER_NAME, Subject};
+use skiff_reconcile::Settings;
+use skiff_store::{PeerTls, Store};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+pub use files::Files;
+pub use join::write_token;
+
+/// The issuer of service account tokens: what Kubernetes clients expect inside a cluster.
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+/// How a server is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub name: String,
+    pub data_dir: PathBuf,
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// The address at which peers and agents reach this server.
+    pub advertise: IpAddr,
+    pub peer_port: u16,
+    /// `host:port` of a server of the cluster to join, and a server's token.
+    pub join: Option<(String, String)>,
+    /// Further names and addresses for the API's certificate.
+    pub tls_san: Vec<String>,
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    pub token_file: Option<PathBuf>,
+    /// A token to accept from the start (made with the CA beforehand).
+    pub bootstrap_token: Option<String>,
+    /// How long a lost node keeps its pods, milliseconds.
+    pub eviction_grace_ms: i64,
+    pub anonymous: bool,
+    /// Run controllers and scheduler when this server leads.
+    pub controllers: bool,
+    /// Run a node on this machine too.
+    pub agent: bool,
+}
+
+/// What the parts of a server share.
+pub(crate) struct Shared {
+    pub options: Options,
+    pub ca: Ca,
+    pub files: Files,
+    pub store: Store,
+    pub service_cidr: Cidr,
+    pub images: images::Images,
+    /// This server's certificate, for when it is a client of its peers.
+    pub own: skiff_identity::Pair,
+}
+
+impl Shared {
+    /// The address of cluster DNS: the tenth of the Services' range.
+    fn cluster_dns(&self) -> Ipv4Addr {
+        self.service_cidr.nth(10)
+    }
+
+    /// Where every server's API is.
+    fn servers(&self) -> Vec<String> {
+        self.store.members().into_iter().map(|m| m.client_addr).filter(|a| !a.is_empty()).collect()
+    }
+}
+
+/// Runs a server until it is told to stop.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let service_cidr = parse_cidr(&options.service_cidr).context("--service-cidr")?;
+    let cluster_cidr = parse_cidr(&options.cluster_cidr).context("--cluster-cidr")?;
+    let files = Files::new(options.data_dir.clone())?;
+    let listener = std::net::TcpListener::bind(options.listen)
+        .with_context(|| format!("listening on {} for the API (is another server running there?)", options.listen))?;
+    listener.set_nonblocking(true)?;
+    let peer_listen = SocketAddr::new(options.listen.ip(), options.peer_port);
+    let peer_listener =
+        std::net::TcpListener::bind(peer_listen).with_context(|| format!("listening on {peer_listen} for the other servers"))?;
+    let peers = join::prepare(&options, &files).await?;
+    let ca = Ca::load(files.ca()?)?;
+    let own = ca.issue(&subject(&options, service_cidr)?)?;
+    let tls = skiff_identity::server(ca.certificate(), &own)?;
+    let api_addr = SocketAddr::new(options.advertise, options.listen.port()).to_string();
+    let store = Store::start(skiff_store::Config {
+        dir: Some(files.store()),
+        name: options.name.clone(),
+        peer_addr: SocketAddr::new(options.advertise, options.peer_port).to_string(),
+        client_addr: api_addr.clone(),
+        listener: Some(peer_listener),
+        tls: Some(PeerTls {
+            ca: ca.certificate().to_owned(),
+            certificate: own.certificate.clone(),
+            key: own.key.clone(),
+            server_name: SERVER_NAME.into(),
+        }),
+        join: peers,
+        ..Default::default()
+    })
+    .await?;
+    let images = images::Images::open(&options.data_dir.join("server/images"))?;
+    let shared = Arc::new(Shared { options: options.clone(), ca, files, store: store.clone(), service_cidr, images, own });
+    let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
+    files_for_people(&shared, &options)?;
+    if let Some(token) = &options.bootstrap_token {
+        let client = api.client(UserInfo::apiserver());
+        join::accept_token(&client, &token.parse()?, None).await.context("accepting --bootstrap-token")?;
+    }
+    tracing::info!(name = options.name, api = api_addr, member = format_args!("{:x}", store.id()), "this server is ready");
+    wait_for_signal(&store).await;
+    store.stop().await;
+    stop.cancel();
+    Ok(())
+}
+
+async fn start_api(
+    shared: &Arc<Shared>,
+    listener: std::net::TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    api_addr: &str,
+    cluster_cidr: Cidr,
+    stop: CancellationToken,
+) -> anyhow::Result<ApiServer> {
+    let options = &shared.options;
+    let mut config = ApiConfig::new(Arc::new(TokenSigner::from_pem(ISSUER, &shared.files.token_key()?)?));
+    config.token_file = options.token_file.clone();
+    config.service_cidr = shared.service_cidr;
+    config.anonymous = options.anonymous;
+    config.ca_pem = shared.ca.certificate().to_owned();
+    config.advertise = api_addr.to_owned();
+    config.endpoints = vec![api_addr.parse()?];
+    config.controllers = options.controllers;
+    let calls = Arc::new(Calls::default());
+    let beats = Arc::new(Beats::new(Detector::default()));
+    let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
+    let (view, changes) = view::follow(shared.store.clone());
+    let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.client(UserInfo::apiserver())));
+    let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
+    let api = api.with_grpc(grpc(fleet));
+    let serving = api.clone();
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(async move {
+        if let Err(e) = serving.serve(listener, Some(tls), stop).await {
+            tracing::error!("the API's listener ended: {e:#}");
+        }
+    });
+    if options.controllers {
+        let settings = Settings {
+            ca: shared.ca.certificate().to_owned(),
+            eviction_grace_ms: options.eviction_grace_ms,
+            event_ttl_seconds: 3600,
+            cluster_cidr: (cluster_cidr.base, cluster_cidr.bits),
+        };
+        tokio::spawn(control::run(api.clone(), view, changes, beats, settings));
+    }
+    Ok(api)
+}
+
+/// The names and addresses under which clients may find this server's API.
+fn subject(options: &Options, service_cidr: Cidr) -> anyhow::Result<Subject> {
+    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).to_vec();
+    names.push("kubernetes.default.svc.cluster.local".into());
+    names.push(options.name.clone());
+    let mut addresses = vec![options.advertise, IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(service_cidr.nth(1))];
+    for san in &options.tls_san {
+        match san.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(san.clone()),
+        }
+    }
+    Ok(Subject::Server { name: options.name.clone(), names, addresses })
+}
+
+/// Hands gRPC requests to the fleet, with the node's name from its certificate.
+fn grpc(fleet: FleetService) -> skiff_apiserver::GrpcService {
+    use tower::Service as _;
+    let service = skiff_proto::fleet::fleet_server::FleetServer::new(fleet)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(64 << 20);
+    Arc::new(move |mut request| {
+        let mut service = service.clone();
+        let certificate = request.extensions().get::<Option<PeerCertificate>>().cloned().flatten();
+        let certificate = certificate.or_else(|| request.extensions().get::<PeerCertificate>().cloned());
+        if let Some(certificate) = certificate {
+            if let Some(name) = nodes::name_in(&certificate.der) {
+                request.extensions_mut().insert(NodeName(name));
+            }
+            if nodes::is_trusted(&certificate.der) {
+                request.extensions_mut().insert(Trusted);
+            }
+        }
+        Box::pin(async move {
+            match service.call(request).await {
+                Ok(response) => response.map(axum::body::Body::new),
+                Err(never) => match never {},
+            }
+        })
+    })
+}
+
+/// A kubeconfig for the administrator, readable by root only.
+fn files_for_people(shared: &Shared, options: &Options) -> anyhow::Result<()> {
+    let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
+    let pair = shared.ca.issue(&admin)?;
+    let server = format!("https://127.0.0.1:{}", options.listen.port());
+    shared.files.write_secret("admin.kubeconfig", &crate::client::kubeconfig(&server, shared.ca.certificate(), &pair))
+}
+
+async fn wait_for_signal(store: &Store) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut failure = store.failure();
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    tokio::select! {
+        _ = term.recv() => tracing::info!("stopping"),
+        _ = int.recv() => tracing::info!("stopping"),
+        // The process goes on no longer than its replica: what supervises it starts it again.
+        _ = failure.wait_for(Option::is_some) => {}
+    }
+}
+
+/// `10.43.0.0/16`, at most a /8 and at least a /30.
+fn parse_cidr(text: &str) -> anyhow::Result<Cidr> {
+    text.parse().map_err(|e| anyhow::anyhow!("{text:?} is not a range like 10.43.0.0/16: {e}"))
+}

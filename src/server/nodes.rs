@@ -1,0 +1,104 @@
+//! From the API server to a node: its requests for logs, exec, attach and port-forward become calls that the agent answers with a stream.
+
+use futures_util::future::BoxFuture;
+use skiff_api::status::Status;
+use skiff_apiserver::NodeConnector;
+use skiff_apiserver::node::{Frame, NodeRequest, NodeStream, Target};
+use skiff_fleet::Calls;
+use skiff_proto::fleet as pb;
+use std::sync::Arc;
+
+/// Opens streams to agents that listen to this server.
+pub struct Connector {
+    calls: Arc<Calls>,
+}
+
+impl Connector {
+    pub fn new(calls: Arc<Calls>) -> Self {
+        Connector { calls }
+    }
+}
+
+impl NodeConnector for Connector {
+    fn open(&self, node: &str, request: NodeRequest) -> BoxFuture<'static, Result<NodeStream, Status>> {
+        let (calls, node) = (self.calls.clone(), node.to_owned());
+        Box::pin(async move {
+            let stream = calls.open(&node, call(request)).await;
+            let mut stream = stream.map_err(|e| Status::service_unavailable(format!("{e}; see that its agent runs")))?;
+            let (ours, mut theirs) = NodeStream::pair();
+            tokio::spawn(async move {
+                loop {
+                    tokio::select! {
+                        frame = theirs.receive.recv() => {
+                            // The client is done: dropping our end tells the agent.
+                            let Some(frame) = frame else { return };
+                            let frame = pb::Frame { id: String::new(), channel: frame.channel.into(), data: frame.data };
+                            if stream.send.send(frame).await.is_err() {
+                                return;
+                            }
+                        }
+                        frame = stream.receive.recv() => {
+                            let Some(frame) = frame else { return };
+                            let frame = Frame { channel: frame.channel as u8, data: frame.data };
+                            if theirs.send.send(frame).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            });
+            Ok(ours)
+        })
+    }
+}
+
+fn call(request: NodeRequest) -> pb::call::Kind {
+    use pb::call::Kind;
+    let exec = |t: Target, command, tty, (stdin, stdout, stderr)| pb::Exec {
+        namespace: t.namespace,
+        pod: t.pod,
+        uid: t.uid,
+        container: t.container,
+        command,
+        stdin,
+        stdout,
+        stderr,
+        tty,
+    };
+    match request {
+        NodeRequest::Logs { target, options } => Kind::Logs(pb::Logs {
+            namespace: target.namespace,
+            pod: target.pod,
+            uid: target.uid,
+            container: target.container,
+            follow: options.follow,
+            previous: options.previous,
+            timestamps: options.timestamps,
+            tail_lines: options.tail_lines.map_or(-1, |n| n as i64),
+            since_time: options.since.map(|t| t.to_string()).unwrap_or_default(),
+            limit_bytes: options.limit_bytes.map_or(0, |n| n as i64),
+        }),
+        NodeRequest::Exec { target, command, tty, stdin, stdout, stderr } => {
+            Kind::Exec(exec(target, command, tty, (stdin, stdout, stderr)))
+        }
+        NodeRequest::Attach { target, tty, stdin, stdout, stderr } => {
+            Kind::Attach(exec(target, Vec::new(), tty, (stdin, stdout, stderr)))
+        }
+        NodeRequest::PortForward { target, port } => Kind::PortForward(pb::PortForward {
+            namespace: target.namespace,
+            pod: target.pod,
+            uid: target.uid,
+            port: port.into(),
+        }),
+    }
+}
+
+/// The node that a certificate (DER) is of.
+pub fn name_in(der: &[u8]) -> Option<String> {
+    skiff_identity::common_name(der)?.strip_prefix("system:node:").map(str::to_owned)
+}
+
+/// Whether a certificate (DER) is an administrator's or a server's: these may hand images to the cluster.
+pub fn is_trusted(der: &[u8]) -> bool {
+    matches!(skiff_identity::organization(der).as_deref(), Some("system:masters" | "system:skiff-servers"))
+}

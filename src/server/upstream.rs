@@ -1,0 +1,303 @@
+//! Agents' reports, made into writes through the API.
+
+use super::Shared;
+use base64::Engine as _;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use skiff_api::kinds::{self, Kind};
+use skiff_api::status::Status;
+use skiff_api::view::{Key, Resource};
+use skiff_apiserver::{Client, DeleteOptions, PatchType};
+use skiff_fleet::{Upstream, UpstreamError, Welcome};
+use skiff_identity::{Role, Subject, Token};
+use skiff_proto::fleet as pb;
+use skiff_reconcile::EventNote;
+use std::future::Future;
+use std::sync::Arc;
+
+/// Attempts at a write that somebody else's write came before.
+const ATTEMPTS: usize = 10;
+const KEY_HASH: &str = "skiff.dev/node-key-hash";
+
+#[derive(Clone)]
+pub struct ApiUpstream {
+    shared: Arc<Shared>,
+    client: Client,
+}
+
+type Answer<T> = BoxFuture<'static, Result<T, UpstreamError>>;
+
+fn failed(status: Status) -> UpstreamError {
+    match status.code() {
+        400..=499 if status.code() != 409 && status.code() != 429 => UpstreamError::Refused(status.message),
+        _ => UpstreamError::Unavailable(status.message),
+    }
+}
+
+fn kind(plural: &str) -> Result<Arc<Kind>, UpstreamError> {
+    kinds::by_resource("", "v1", plural).ok_or_else(|| UpstreamError::Refused(format!("{plural} are not served")))
+}
+
+fn parse(json: &[u8]) -> Result<Value, UpstreamError> {
+    serde_json::from_slice(json).map_err(|e| UpstreamError::Refused(format!("not JSON: {e}")))
+}
+
+impl ApiUpstream {
+    pub fn new(shared: Arc<Shared>, client: Client) -> Self {
+        ApiUpstream { shared, client: client.with_manager("skiff-agent") }
+    }
+
+    fn run<T: Send + 'static, F: Future<Output = Result<T, UpstreamError>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(ApiUpstream) -> F,
+    ) -> Answer<T> {
+        Box::pin(work(self.clone()))
+    }
+
+    /// Reads an object, lets `change` work on its status, and writes it if it changed; again if somebody else wrote meanwhile. Nothing happens
+    /// to an object that is gone.
+    async fn change_status(
+        &self,
+        kind: &Kind,
+        key: &Key,
+        change: impl Fn(&Value) -> Option<Value>,
+    ) -> Result<(), UpstreamError> {
+        for _ in 0..ATTEMPTS {
+            let Some(mut object) = self.client.find(kind, &key.namespace, &key.name).await.map_err(failed)? else {
+                return Ok(());
+            };
+            let Some(status) = change(&object) else { return Ok(()) };
+            if object["status"] == status {
+                return Ok(());
+            }
+            object["status"] = status;
+            match self.client.update_status(kind, &key.namespace, object).await {
+                Err(status) if status.code() == 409 => continue,
+                other => return other.map(drop).map_err(failed),
+            }
+        }
+        Err(UpstreamError::Unavailable(format!("the status of {key} keeps changing")))
+    }
+
+    async fn do_join(self, request: pb::JoinRequest) -> Result<pb::JoinAnswer, UpstreamError> {
+        let refused = |why: &dyn std::fmt::Display| UpstreamError::Refused(why.to_string());
+        let token: Token = request.token.parse().map_err(|e| refused(&e))?;
+        self.check_token(&token).await?;
+        let shared = &self.shared;
+        let mut answer = pb::JoinAnswer {
+            ca: shared.ca.certificate().to_owned(),
+            servers: shared.servers(),
+            cluster_cidr: shared.options.cluster_cidr.clone(),
+            service_cidr: shared.options.service_cidr.clone(),
+            ..Default::default()
+        };
+        match token.role {
+            Role::Agent => {
+                self.claim_name(&request).await?;
+                let subject = Subject::Node { name: request.name };
+                answer.certificate =
+                    shared.ca.sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
+            }
+            Role::Server => {
+                answer.ca_key = shared.ca.pair().key.clone();
+                answer.token_key = shared.files.token_key().map_err(|e| refused(&e))?;
+                answer.peers = shared.store.members().into_iter().map(|m| m.peer_addr).collect();
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn check_token(&self, token: &Token) -> Result<(), UpstreamError> {
+        let name = format!("bootstrap-token-{}", token.id);
+        let found = self.client.find(&*kind("secrets")?, "kube-system", &name).await.map_err(failed)?;
+        let decode = |secret: &Value, field: &str| {
+            let text = secret["data"][field].as_str().unwrap_or_default();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let wrong = || UpstreamError::Refused("the token is not known here; `skiff token create` makes one".into());
+        let secret = found.ok_or_else(wrong)?;
+        let group = format!("system:bootstrappers:skiff:{}", token.role.as_str());
+        if decode(&secret, "token-secret") != token.secret || decode(&secret, "auth-extra-groups") != group {
+            return Err(wrong());
+        }
+        let expires: Option<Timestamp> = decode(&secret, "expiration").parse().ok();
+        if expires.is_some_and(|at| at <= Timestamp::now()) {
+            return Err(UpstreamError::Refused("the token has expired; `skiff token create` makes a new one".into()));
+        }
+        Ok(())
+    }
+
+    /// A node's name belongs to the key that claimed it first, until the Node is deleted.
+    async fn claim_name(&self, request: &pb::JoinRequest) -> Result<(), UpstreamError> {
+        let refused = |e: &dyn std::fmt::Display| UpstreamError::Refused(e.to_string());
+        let hash = skiff_identity::request_key_hash(&request.signing_request).map_err(|e| refused(&e))?;
+        let nodes = kind("nodes")?;
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": request.name,
+            "annotations": {KEY_HASH: hash}, "labels": {"kubernetes.io/hostname": request.name}}});
+        match self.client.create(&nodes, "", node).await {
+            Ok(_) => return Ok(()),
+            Err(status) if status.reason == "AlreadyExists" => {}
+            Err(status) => return Err(failed(status)),
+        }
+        let there = self.client.get(&nodes, "", &request.name).await.map_err(failed)?;
+        match there["metadata"]["annotations"][KEY_HASH].as_str() {
+            Some(owner) if owner != hash => Err(UpstreamError::Refused(format!(
+                "the name {:?} belongs to another machine; choose another --node-name, or delete that node first (kubectl delete node {})",
+                request.name, request.name
+            ))),
+            Some(_) => Ok(()),
+            None => {
+                let patch = json!({"metadata": {"annotations": {KEY_HASH: hash}}});
+                self.client.patch(&nodes, "", &request.name, "", PatchType::Merge, &patch).await.map(drop).map_err(failed)
+            }
+        }
+    }
+
+    async fn do_register(self, node: String, object: Vec<u8>) -> Result<(), UpstreamError> {
+        let (nodes, mut wanted) = (kind("nodes")?, parse(&object)?);
+        let status = wanted["status"].take();
+        let exists = self.client.find(&nodes, "", &node).await.map_err(failed)?.is_some();
+        if exists {
+            let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
+            self.client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
+        } else {
+            wanted.as_object_mut().map(|o| o.remove("status"));
+            match self.client.create(&nodes, "", wanted).await {
+                Err(s) if s.reason != "AlreadyExists" => return Err(failed(s)),
+                _ => {}
+            }
+        }
+        self.do_node_status(node, status).await
+    }
+
+    async fn do_node_status(self, node: String, status: Value) -> Result<(), UpstreamError> {
+        let merge = |object: &Value| {
+            let mut merged = object["status"].clone();
+            if !merged.is_object() {
+                merged = json!({});
+            }
+            for (field, value) in status.as_object().into_iter().flatten() {
+                merged[field] = value.clone();
+            }
+            keep_transition_times(&object["status"]["conditions"], &mut merged["conditions"]);
+            Some(merged)
+        };
+        self.change_status(&*kind("nodes")?, &Key::new("", node), merge).await
+    }
+
+    async fn do_pod_status(self, node: String, report: pb::PodStatus) -> Result<(), UpstreamError> {
+        let status = parse(&report.status_json)?;
+        let (key, uid) = (Key::new(&report.namespace, &report.name), report.uid.clone());
+        let merge = |object: &Value| {
+            let same = object["metadata"]["uid"] == uid.as_str() && object["spec"]["nodeName"] == node.as_str();
+            same.then(|| {
+                let mut merged = status.clone();
+                // What others say of the pod stays: the scheduler's condition above all.
+                let said: Vec<_> = merged["conditions"].as_array().into_iter().flatten().map(|c| c["type"].clone()).collect();
+                let others: Vec<_> = object["status"]["conditions"].as_array().into_iter().flatten().filter(|c| !said.contains(&c["type"])).cloned().collect();
+                if let Some(conditions) = merged["conditions"].as_array_mut() {
+                    conditions.extend(others);
+                }
+                for field in ["qosClass", "startTime"] {
+                    if merged[field].is_null() && !object["status"][field].is_null() {
+                        merged[field] = object["status"][field].clone();
+                    }
+                }
+                merged.as_object_mut().map(|m| m.retain(|_, v| !v.is_null()));
+                merged
+            })
+        };
+        self.change_status(&*kind("pods")?, &key, merge).await
+    }
+
+    async fn do_pod_gone(self, pod: pb::PodGone) -> Result<(), UpstreamError> {
+        let options =
+            DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..Default::default() };
+        match self.client.delete(&*kind("pods")?, &pod.namespace, &pod.name, &options).await {
+            Err(status) if matches!(status.code(), 404 | 409) => Ok(()),
+            other => other.map(drop).map_err(failed),
+        }
+    }
+
+    async fn do_event(self, node: String, event: pb::Event) -> Result<(), UpstreamError> {
+        let about_node = event.pod.is_empty();
+        let note = EventNote {
+            resource: Resource::new("", "v1", if about_node { "nodes" } else { "pods" }),
+            kind: if about_node { "Node" } else { "Pod" },
+            key: if about_node { Key::new("", node) } else { Key::new(&event.namespace, &event.pod) },
+            uid: event.uid,
+            warning: event.r#type == "Warning",
+            // Reasons are a closed set, but an agent may be newer than this server.
+            reason: Box::leak(event.reason.into_boxed_str()),
+            message: event.message,
+        };
+        super::controllers::record(&self.client, &note, "kubelet").await;
+        Ok(())
+    }
+
+    async fn do_token(self, request: pb::TokenRequest) -> Result<(String, i64), UpstreamError> {
+        let audiences: Vec<_> = Some(request.audience).filter(|a| !a.is_empty()).into_iter().collect();
+        let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+            "audiences": audiences,
+            "expirationSeconds": request.expiration_seconds.max(600),
+            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": request.pod, "uid": request.pod_uid},
+        }});
+        let answer = self.client.token(&request.namespace, &request.service_account, body).await.map_err(failed)?;
+        let token = answer["status"]["token"].as_str().unwrap_or_default().to_owned();
+        let expires = answer["status"]["expirationTimestamp"].as_str().and_then(|t| t.parse::<Timestamp>().ok());
+        Ok((token, expires.map_or(0, |t| t.as_second())))
+    }
+}
+
+/// A condition whose status is the same keeps the time of its last transition.
+fn keep_transition_times(old: &Value, new: &mut Value) {
+    for condition in new.as_array_mut().into_iter().flatten() {
+        let before = old.as_array().into_iter().flatten().find(|o| o["type"] == condition["type"]);
+        if let Some(before) = before.filter(|o| o["status"] == condition["status"]) {
+            condition["lastTransitionTime"] = before["lastTransitionTime"].clone();
+        }
+    }
+}
+
+impl Upstream for ApiUpstream {
+    fn join(&self, request: pb::JoinRequest) -> Answer<pb::JoinAnswer> {
+        self.run(|u| u.do_join(request))
+    }
+    fn register(&self, node: String, object: Vec<u8>) -> Answer<()> {
+        self.run(|u| u.do_register(node, object))
+    }
+    fn node_status(&self, node: String, status: Vec<u8>) -> Answer<()> {
+        self.run(|u| async move { u.do_node_status(node, parse(&status)?).await })
+    }
+    fn pod_status(&self, node: String, status: pb::PodStatus) -> Answer<()> {
+        self.run(|u| u.do_pod_status(node, status))
+    }
+    fn pod_gone(&self, _node: String, pod: pb::PodGone) -> Answer<()> {
+        self.run(|u| u.do_pod_gone(pod))
+    }
+    fn event(&self, node: String, event: pb::Event) -> Answer<()> {
+        self.run(|u| u.do_event(node, event))
+    }
+    fn token(&self, _node: String, request: pb::TokenRequest) -> Answer<(String, i64)> {
+        self.run(|u| u.do_token(request))
+    }
+    fn welcome(&self) -> Welcome {
+        let shared = &self.shared;
+        Welcome {
+            service_cidr: shared.options.service_cidr.clone(),
+            cluster_cidr: shared.options.cluster_cidr.clone(),
+            cluster_dns: shared.cluster_dns().to_string(),
+            cluster_domain: "cluster.local".into(),
+            servers: shared.servers(),
+            ca: shared.ca.certificate().to_owned(),
+        }
+    }
+    fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>> {
+        self.run(|u| async move { u.shared.images.send(reference).map_err(UpstreamError::Refused) })
+    }
+    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord> {
+        self.run(|u| async move { super::images::take(&u.shared, chunks).await.map_err(UpstreamError::Refused) })
+    }
+}
