@@ -16,6 +16,11 @@
 //! | [`selector`], [`quantity`], [`expand`], [`meta`] | the small languages inside objects |
 //! | [`table`] | what `kubectl get` prints |
 //! | [`status`] | how each failure is told |
+//!
+//! A write passes through them in this order: [`schema::TypeDef::type_error`] and [`schema::TypeDef::prune`] read the
+//! document, [`defaults::apply_defaults`] completes it, [`apply::track_update`] notes who wrote what (or
+//! [`apply::apply`] merges), admission and allocation have their say, [`strategy`] keeps what the path may not change,
+//! [`validate`] judges the outcome.
 
 #![allow(
     clippy::result_large_err,

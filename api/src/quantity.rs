@@ -168,7 +168,8 @@ fn scaled(whole: &str, fraction: &str, scale: Scale) -> i128 {
     const DIGITS_MAX: usize = 36;
     let (multiplier, exp) = match scale {
         Scale::Binary(bits) => (1i128 << bits, 0),
-        Scale::Decimal(exp) => (1, exp),
+        // Far beyond either end the result is the same: the largest quantity, or the smallest.
+        Scale::Decimal(exp) => (1, exp.clamp(-1000, 1000)),
     };
     let kept = &fraction[..fraction.len().min(DIGITS_MAX.saturating_sub(whole.len().min(DIGITS_MAX)))];
     let lost = fraction[kept.len()..].bytes().any(|c| c != b'0');
@@ -333,5 +334,7 @@ mod tests {
         assert_eq!(q("1.1").value(), 2);
         assert_eq!(q("1.1").milli_value(), 1100);
         assert_eq!(q("99999999999999999999E").value(), i64::MAX);
+        assert_eq!(q("1e2147483647").value(), i64::MAX);
+        assert_eq!(q("1e-2147483648"), q("1n"));
     }
 }

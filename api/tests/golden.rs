@@ -86,11 +86,11 @@ fn target(path: &str) -> Option<Target> {
         _ => return None,
     };
     let mut namespace = String::new();
-    if let ["namespaces", ns, _, ..] = rest {
-        if !matches!(rest[2], "status" | "finalize") {
-            namespace = ns.to_string();
-            rest = &rest[2..];
-        }
+    if let ["namespaces", ns, below, ..] = rest
+        && !matches!(*below, "status" | "finalize")
+    {
+        namespace = ns.to_string();
+        rest = &rest[2..];
     }
     let kind = kinds::by_resource(group, version, rest.first()?)?;
     let name = rest.get(1).unwrap_or(&"").to_string();

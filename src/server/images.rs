@@ -50,11 +50,11 @@ pub async fn take(shared: &Arc<Shared>, chunks: mpsc::Receiver<pb::ImageChunk>) 
     });
     let (records, hand_on) = imported.await.map_err(|e| e.to_string())??;
     let record = records.into_iter().next().ok_or("the archive holds no image")?;
-    let reference = record.names.first().cloned().unwrap_or_else(|| record.id.clone());
+    let reference = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
     if hand_on {
         hand_to_peers(shared, &reference).await?;
     }
-    Ok(pb::ImageRecord { reference, digest: record.id, size: record.size })
+    Ok(pb::ImageRecord { reference, digest: record.id.to_string(), size: record.size_bytes })
 }
 
 async fn hand_to_peers(shared: &Arc<Shared>, reference: &str) -> Result<(), String> {

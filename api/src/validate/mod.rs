@@ -14,6 +14,9 @@ mod service;
 mod storage;
 mod workloads;
 
+#[cfg(test)]
+mod tests;
+
 use crate::kinds::Kind;
 use check::Errors;
 pub use error::{FieldError, FieldErrorKind};

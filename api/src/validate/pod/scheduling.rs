@@ -49,9 +49,8 @@ fn pod_term(errs: &mut Errors, term: &Value, at: &Path) {
             label_selector(errs, found, &at.child(selector));
         }
     }
-    for (i, namespace) in list(term, "namespaces").iter().enumerate() {
+    for namespace in list(term, "namespaces") {
         let namespace = namespace.as_str().unwrap_or_default();
-        let _ = i;
         invalid_all(errs, &at.child("namespace"), namespace, names::dns1123_label(namespace));
     }
     match_label_keys(errs, term, at);

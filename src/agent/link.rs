@@ -1,0 +1,405 @@
+//! The agent's end of the fleet protocol: it dials, and what is lost is dialled again.
+//!
+//! The state stream is with one server at a time, the next one when that ends. Heartbeats go to every server on a connection of their own, and every
+//! server may ask for streams. Reports are levels: the newest status of each pod is kept, and told again to a new server.
+
+use super::enrol::{Enrolled, remember_servers};
+use super::machine::Machine;
+use super::tables::Tables;
+use super::wire;
+use skiff_identity::Pair;
+use skiff_pods::Report;
+use skiff_proto::fleet as pb;
+use skiff_proto::fleet::from_agent::Message as Up;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+const BEAT_EVERY: Duration = Duration::from_millis(250);
+const RETRY: Duration = Duration::from_millis(100);
+/// The node's own conditions are told anew this often.
+const STATUS_EVERY: Duration = Duration::from_secs(60);
+/// A stream on which nothing can be sent for this long is given up.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is to be told: levels by pod, and news in order.
+#[derive(Default)]
+struct Outbox {
+    statuses: BTreeMap<String, pb::PodStatus>,
+    dirty: BTreeSet<String>,
+    gone: BTreeMap<String, pb::PodGone>,
+    news: Vec<Up>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    ca: String,
+    own: Pair,
+    servers: watch::Sender<Vec<String>>,
+    machine: Machine,
+    ready: AtomicBool,
+    welcome: watch::Sender<Option<pb::Welcome>>,
+    tables: watch::Sender<Arc<Tables>>,
+    outbox: Mutex<Outbox>,
+    wake: Notify,
+    applied: AtomicU64,
+    beat_now: watch::Sender<u64>,
+    tokens: Mutex<HashMap<u64, oneshot::Sender<Result<String, String>>>>,
+    next_token: AtomicU64,
+    calls: mpsc::Sender<(Channel, pb::Call)>,
+    calls_out: Mutex<Option<mpsc::Receiver<(Channel, pb::Call)>>>,
+    stopping: AtomicBool,
+}
+
+/// The link. Cheap to clone.
+#[derive(Clone)]
+pub struct Link {
+    inner: Arc<Inner>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Link {
+    pub fn start(dir: PathBuf, enrolled: Enrolled, machine: Machine) -> Link {
+        let (calls, calls_out) = mpsc::channel(64);
+        let inner = Inner {
+            dir,
+            ca: enrolled.ca,
+            own: enrolled.own,
+            servers: watch::Sender::new(enrolled.servers),
+            machine,
+            ready: AtomicBool::new(false),
+            welcome: watch::Sender::new(None),
+            tables: watch::Sender::new(Arc::default()),
+            outbox: Mutex::default(),
+            wake: Notify::new(),
+            applied: AtomicU64::new(0),
+            beat_now: watch::Sender::new(0),
+            tokens: Mutex::default(),
+            next_token: AtomicU64::new(1),
+            calls,
+            calls_out: Mutex::new(Some(calls_out)),
+            stopping: AtomicBool::new(false),
+        };
+        let link = Link { inner: Arc::new(inner) };
+        tokio::spawn(link.clone().hold_session());
+        tokio::spawn(link.clone().hold_every_server());
+        link
+    }
+
+    /// What the cluster is like: from the first server that answers, or, after a restart, from what was kept.
+    pub async fn welcome(&self, dir: &Path) -> anyhow::Result<pb::Welcome> {
+        let path = dir.join("welcome.pb");
+        if let Ok(kept) = std::fs::read(&path)
+            && let Ok(welcome) = <pb::Welcome as prost::Message>::decode(&kept[..])
+        {
+            return Ok(welcome);
+        }
+        let mut answer = self.inner.welcome.subscribe();
+        let welcome = answer.wait_for(Option::is_some).await?.clone().unwrap_or_default();
+        std::fs::write(&path, prost::Message::encode_to_vec(&welcome))?;
+        Ok(welcome)
+    }
+
+    /// What the servers told.
+    pub fn tables(&self) -> watch::Receiver<Arc<Tables>> {
+        self.inner.tables.subscribe()
+    }
+
+    /// The node is wired up.
+    pub fn ready(&self) {
+        self.inner.ready.store(true, Ordering::Release);
+        self.tell_node_status();
+    }
+
+    /// The node's rules and names reflect everything up to `revision`; the servers hear it at once.
+    pub fn set_applied(&self, revision: u64) {
+        if self.inner.applied.swap(revision, Ordering::AcqRel) != revision {
+            self.inner.beat_now.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Says that the silence which follows is on purpose.
+    pub async fn goodbye(&self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        self.inner.beat_now.send_modify(|n| *n += 1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    /// Addresses of all servers.
+    pub fn servers(&self) -> Vec<String> {
+        self.inner.servers.borrow().clone()
+    }
+
+    pub fn channel(&self, addr: &str) -> anyhow::Result<Channel> {
+        wire::channel(addr, &self.inner.ca, Some(&self.inner.own))
+    }
+
+    /// The calls that servers make, with the connection that the answer belongs on. To be taken once.
+    pub fn take_calls(&self) -> Option<mpsc::Receiver<(Channel, pb::Call)>> {
+        lock(&self.inner.calls_out).take()
+    }
+
+    fn tell(&self, message: Up) {
+        let mut outbox = lock(&self.inner.outbox);
+        // News that nobody takes for long is dropped, oldest first.
+        if outbox.news.len() >= 1000 {
+            outbox.news.remove(0);
+        }
+        outbox.news.push(message);
+        drop(outbox);
+        self.inner.wake.notify_one();
+    }
+
+    fn tell_node_status(&self) {
+        let status = self.inner.machine.status(self.inner.ready.load(Ordering::Acquire));
+        self.tell(Up::NodeStatus(pb::NodeStatus { status_json: status.to_string().into() }));
+    }
+
+    /// Takes the pods' reports.
+    pub async fn report(self, mut reports: mpsc::Receiver<Report>) {
+        while let Some(report) = reports.recv().await {
+            match report {
+                Report::PodStatus { namespace, name, uid, status } => {
+                    let status_json = serde_json::to_vec(&*status).unwrap_or_default().into();
+                    let mut outbox = lock(&self.inner.outbox);
+                    outbox.dirty.insert(uid.clone());
+                    outbox.statuses.insert(uid.clone(), pb::PodStatus { namespace, name, uid, status_json });
+                }
+                Report::PodGone { namespace, name, uid } => {
+                    let mut outbox = lock(&self.inner.outbox);
+                    outbox.gone.insert(uid.clone(), pb::PodGone { namespace, name, uid });
+                }
+                Report::Event(e) => self.tell(Up::Event(pb::Event {
+                    namespace: e.namespace,
+                    pod: e.name,
+                    uid: e.uid,
+                    r#type: if e.warning { "Warning" } else { "Normal" }.into(),
+                    reason: e.reason,
+                    message: e.message,
+                    field_path: e.field_path,
+                })),
+            }
+            self.inner.wake.notify_one();
+        }
+    }
+
+    /// A token for a pod, from whichever server the session is with.
+    pub async fn token(&self, mut request: pb::TokenRequest) -> Result<String, String> {
+        let id = self.inner.next_token.fetch_add(1, Ordering::Relaxed);
+        request.id = id;
+        let (answer, token) = oneshot::channel();
+        lock(&self.inner.tokens).insert(id, answer);
+        self.tell(Up::Token(request));
+        let result = tokio::time::timeout(Duration::from_secs(10), token).await;
+        lock(&self.inner.tokens).remove(&id);
+        match result {
+            Ok(Ok(result)) => result,
+            _ => Err("no server gave a token within 10 s".into()),
+        }
+    }
+
+    /// One session after the other, with the next server each time.
+    async fn hold_session(self) {
+        let mut turn = 0;
+        loop {
+            let servers = self.servers();
+            let addr = servers[turn % servers.len()].clone();
+            turn += 1;
+            match self.session(&addr).await {
+                Ok(()) => tracing::debug!(addr, "the session ended"),
+                Err(e) => tracing::debug!(addr, "no session: {e:#}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn session(&self, addr: &str) -> anyhow::Result<()> {
+        let inner = &self.inner;
+        let (send, outgoing) = mpsc::channel(64);
+        let object = inner.machine.object(inner.ready.load(Ordering::Acquire));
+        let node = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let register = pb::Register { node, node_json: object.to_string().into(), boot_id: String::new() };
+        send.send(pb::FromAgent { message: Some(Up::Register(register)) }).await?;
+        let mut client = wire::client(self.channel(addr)?);
+        let answer = client.session(ReceiverStream::new(outgoing)).await.map_err(|s| wire::explain(addr, &s))?;
+        let mut incoming = answer.into_inner();
+        {
+            // A new server knows nothing of what the last one was told.
+            let mut outbox = lock(&inner.outbox);
+            outbox.dirty = outbox.statuses.keys().cloned().collect();
+        }
+        inner.wake.notify_one();
+        let tell = self.clone().tell_all(send);
+        let hear = async {
+            while let Some(message) = incoming.message().await.map_err(|s| wire::explain(addr, &s))? {
+                self.hear(message);
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! { result = hear => result, result = tell => result }
+    }
+
+    fn hear(&self, message: pb::ToAgent) {
+        use pb::to_agent::Message;
+        match message.message {
+            Some(Message::Welcome(welcome)) => {
+                if !welcome.servers.is_empty() && *self.inner.servers.borrow() != welcome.servers {
+                    if let Err(e) = remember_servers(&self.inner.dir, &welcome.servers) {
+                        tracing::warn!("the servers' addresses could not be kept: {e:#}");
+                    }
+                    self.inner.servers.send_replace(welcome.servers.clone());
+                }
+                self.inner.welcome.send_replace(Some(welcome));
+            }
+            Some(Message::Objects(objects)) => self.hear_objects(objects),
+            Some(Message::Token(answer)) => {
+                if let Some(waiter) = lock(&self.inner.tokens).remove(&answer.id) {
+                    let result = if answer.error.is_empty() { Ok(answer.token) } else { Err(answer.error) };
+                    let _ = waiter.send(result);
+                }
+            }
+            Some(Message::Refused(refused)) => tracing::error!("the server refuses this node: {}", refused.reason),
+            None => {}
+        }
+    }
+
+    fn hear_objects(&self, objects: pb::Objects) {
+        let mut tables = (**self.inner.tables.borrow()).clone();
+        tables.apply(&objects.objects, objects.revision, objects.snapshot);
+        let mut outbox = lock(&self.inner.outbox);
+        // Levels of pods that are no more.
+        let known: BTreeSet<_> = tables.pods.values().filter_map(|p| p.metadata.uid.clone()).collect();
+        outbox.statuses.retain(|uid, _| known.contains(uid));
+        outbox.gone.retain(|uid, _| known.contains(uid));
+        // While this node was silent, the control plane spoke for it: its own word takes that place.
+        let spoken_for = |p: &k8s_openapi::api::core::v1::Pod| {
+            let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+            conditions.into_iter().any(|c| c.reason.as_deref() == Some("NodeLost"))
+        };
+        for object in objects.objects.iter().filter(|o| o.resource == "pods") {
+            let pod = tables.pods.get(&(object.namespace.clone(), object.name.clone()));
+            if pod.is_some_and(|p| spoken_for(p)) {
+                outbox.dirty.insert(object.uid.clone());
+            }
+        }
+        drop(outbox);
+        let own = objects.objects.iter().filter(|o| o.resource == "nodes");
+        let unknown = own.into_iter().filter_map(|o| tables.nodes.get(&(String::new(), o.name.clone()))).any(|n| {
+            let mine = n.metadata.name.as_deref() == self.inner.machine.object(true)["metadata"]["name"].as_str();
+            mine && n.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "Unknown")
+        });
+        self.inner.tables.send_replace(Arc::new(tables));
+        if unknown {
+            self.tell_node_status();
+        }
+        self.inner.wake.notify_one();
+    }
+
+    /// Tells a server everything that is to be told, as long as the session lasts.
+    async fn tell_all(self, send: mpsc::Sender<pb::FromAgent>) -> anyhow::Result<()> {
+        let mut told_gone: BTreeSet<String> = BTreeSet::new();
+        loop {
+            let messages = {
+                let mut outbox = lock(&self.inner.outbox);
+                let mut messages = std::mem::take(&mut outbox.news);
+                for uid in std::mem::take(&mut outbox.dirty) {
+                    messages.extend(outbox.statuses.get(&uid).cloned().map(Up::PodStatus));
+                }
+                for (uid, gone) in &outbox.gone {
+                    if told_gone.insert(uid.clone()) {
+                        messages.push(Up::PodGone(gone.clone()));
+                    }
+                }
+                messages
+            };
+            for message in messages {
+                let message = pb::FromAgent { message: Some(message) };
+                tokio::time::timeout(SEND_TIMEOUT, send.send(message)).await??;
+            }
+            tokio::select! {
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(STATUS_EVERY) => self.tell_node_status(),
+            }
+        }
+    }
+
+    /// A task for every server: heartbeats, and calls.
+    async fn hold_every_server(self) {
+        let mut servers = self.inner.servers.subscribe();
+        let mut held: BTreeMap<String, tokio::task::JoinSet<()>> = BTreeMap::new();
+        loop {
+            let now = servers.borrow_and_update().clone();
+            held.retain(|addr, _| now.contains(addr));
+            for addr in now {
+                held.entry(addr.clone()).or_insert_with(|| {
+                    let mut tasks = tokio::task::JoinSet::new();
+                    tasks.spawn(self.clone().beat(addr.clone()));
+                    tasks.spawn(self.clone().listen_for_calls(addr));
+                    tasks
+                });
+            }
+            if servers.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn beat(self, addr: String) {
+        loop {
+            if let Ok(channel) = self.channel(&addr) {
+                let (send, beats) = mpsc::channel(4);
+                let stream = async {
+                    let mut answers = wire::client(channel).heartbeat(ReceiverStream::new(beats)).await?.into_inner();
+                    while answers.message().await?.is_some() {}
+                    Ok::<_, tonic::Status>(())
+                };
+                let pump = async {
+                    let mut now = self.inner.beat_now.subscribe();
+                    let mut sequence = 0;
+                    loop {
+                        sequence += 1;
+                        let beat = pb::Beat {
+                            node: String::new(),
+                            sequence,
+                            shutting_down: self.inner.stopping.load(Ordering::Acquire),
+                            applied: self.inner.applied.load(Ordering::Acquire),
+                        };
+                        if send.send(beat).await.is_err() {
+                            return;
+                        }
+                        tokio::select! {
+                            _ = now.changed() => {}
+                            () = tokio::time::sleep(BEAT_EVERY) => {}
+                        }
+                    }
+                };
+                tokio::select! { _ = stream => {}, () = pump => {} }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn listen_for_calls(self, addr: String) {
+        loop {
+            if let Ok(channel) = self.channel(&addr)
+                && let Ok(calls) = wire::client(channel.clone()).calls(pb::Hello::default()).await
+            {
+                let mut calls = calls.into_inner();
+                while let Ok(Some(call)) = calls.message().await {
+                    if self.inner.calls.send((channel.clone(), call)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}

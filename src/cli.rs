@@ -1,0 +1,56 @@
+//! The commands and how each is run.
+
+use crate::commands::{kube, run};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A container orchestrator that speaks the Kubernetes API, in one binary.
+#[derive(Parser)]
+#[command(name = "skiff", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Server(run::ServerArgs),
+    Agent(run::AgentArgs),
+    #[command(flatten)]
+    Kube(kube::Verb),
+}
+
+/// Reads the command line and runs the command.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Server(args) => {
+            log_to_stderr();
+            block_on(2, crate::server::run(args.options()?))?;
+        }
+        Command::Agent(args) => {
+            log_to_stderr();
+            block_on(2, crate::agent::run(args.options()?))?;
+        }
+        Command::Kube(verb) => return block_on(1, kube::run(verb)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The runtime of a command: as many threads as it needs, no more memory than that.
+pub fn block_on<T>(threads: usize, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(16)
+        .thread_stack_size(2 << 20)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    result
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

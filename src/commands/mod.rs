@@ -1,0 +1,11 @@
+//! What people type.
+
+pub mod kube;
+pub mod run;
+
+use std::path::PathBuf;
+
+/// Where the local cluster lives when nobody says otherwise.
+pub fn default_dir() -> PathBuf {
+    PathBuf::from("/var/lib/skiff/local")
+}
