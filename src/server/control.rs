@@ -69,7 +69,8 @@ pub async fn run(
 
 /// The user that writes for a part of the control plane.
 pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
-    leading.api.client(UserInfo::system(name)).with_manager("kube-controller-manager").fenced(leading.term)
+    let user = UserInfo::new(format!("system:{name}"), ["system:masters", "system:authenticated"]);
+    leading.api.client(user).with_manager("kube-controller-manager").fenced(leading.term)
 }
 
 /// Turns heartbeats into who is live and who is lost, and tells those that decide by it.

@@ -147,7 +147,10 @@ async fn start_api(
     config.anonymous = options.anonymous;
     config.ca_pem = shared.ca.certificate().to_owned();
     config.advertise = api_addr.to_owned();
-    config.endpoints = vec![api_addr.parse()?];
+    // Pods cannot reach a loopback address, and the API refuses one in Endpoints.
+    if !options.advertise.is_loopback() {
+        config.endpoints = vec![api_addr.parse()?];
+    }
     config.controllers = options.controllers;
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));

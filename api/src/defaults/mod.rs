@@ -16,6 +16,7 @@ pub(crate) use workloads::TEMPLATE_GENERATION;
 
 use crate::kinds::Kind;
 use crate::schema::Schema;
+use base64::Engine as _;
 use serde_json::{Map, Value};
 
 /// Fills in what is absent. Applying it twice changes nothing.
@@ -45,7 +46,7 @@ pub fn apply_defaults(kind: &Kind, obj: &mut Value) {
         ("storage.k8s.io", "CSIDriver") => storage::csi_driver(map),
         ("", "Namespace") => policy::namespace(map),
         ("", "Node") => policy::node(map),
-        ("", "Secret") => or(map, "type", "Opaque"),
+        ("", "Secret") => secret(map),
         ("", "LimitRange") => policy::limit_range(map),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => policy::role_binding(map),
         ("scheduling.k8s.io", "PriorityClass") => or(map, "preemptionPolicy", "PreemptLowerPriority"),
@@ -54,6 +55,20 @@ pub fn apply_defaults(kind: &Kind, obj: &mut Value) {
         ("authentication.k8s.io", "TokenRequest") => with(map, "spec", |spec| or(spec, "expirationSeconds", 3600)),
         ("admissionregistration.k8s.io", name) => admission::registration(name, map),
         _ => {}
+    }
+}
+
+/// What was written as text is kept as data; the text wins over data of the same key (Kubernetes API, `Secret.stringData`).
+fn secret(map: &mut Map<String, Value>) {
+    or(map, "type", "Opaque");
+    let Some(Value::Object(text)) = map.remove("stringData") else { return };
+    let data = map.entry("data").or_insert_with(|| Value::Object(Map::new()));
+    if !data.is_object() {
+        *data = Value::Object(Map::new());
+    }
+    for (key, value) in text {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
+        data[key] = encoded.into();
     }
 }
 

@@ -5,7 +5,8 @@
 //!   who, may they        auth          certificates, tokens, impersonation; RBAC, nodes
 //!   which function       dispatch      the table of kinds (skiff_api::kinds) says what is served
 //!   the verbs            verbs         get list watch create update patch delete, the same for every kind
-//!   below objects        sub           scale, binding, eviction, token, reviews, logs and exec
+//!   below objects        sub           scale, binding, eviction, token, reviews, logs
+//!   into containers      stream        exec, attach, port-forward over WebSocket and SPDY
 //!   rules of the cluster admission     namespaces, service accounts, priorities, nodes, grants
 //!   bytes and keys       storage       objects are encoded once, and spliced into answers
 //! ```
@@ -31,6 +32,7 @@ mod server;
 mod services;
 mod state;
 mod storage;
+mod stream;
 mod sub;
 mod verbs;
 

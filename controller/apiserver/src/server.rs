@@ -255,7 +255,7 @@ impl ApiServer {
         if dispatch::is_connect(info) {
             let asked = Asked { user, info: info.clone(), query, body: CallBody::Empty, agent, fence: None };
             let call = dispatch::call(asked)?;
-            return sub::connect::handle(state, call, &mut parts, body).await;
+            return sub::connect::handle(state, call, &mut parts).await;
         }
         // The form of the answer is settled before anything is done.
         let mut wanted =

@@ -126,6 +126,15 @@ impl Batch {
         });
     }
 
+    /// Makes the table so that the kernel deletes it when the socket that commits this closes, however its process ends (Linux 5.12).
+    pub fn add_table_of_socket(&mut self) {
+        const OWNER: u32 = 2;
+        let table = self.table.clone();
+        self.push(NEWTABLE, libc::NLM_F_CREATE, |message| {
+            message.text(1, &table).number_be(2, OWNER);
+        });
+    }
+
     /// Deletes the table with all in it; it must be there.
     pub fn delete_table(&mut self) {
         let table = self.table.clone();

@@ -1,12 +1,14 @@
-//! Streams to containers: logs here; exec, attach, port-forward and proxies by their own protocols.
+//! Streams to containers: logs here; exec, attach and port-forward by their own protocols (`crate::stream`).
 
+use crate::auth::authorize;
+use crate::auth::rbac::Attributes;
 use crate::call::Call;
 use crate::http::respond;
 use crate::node::{LogOptions, NodeRequest, Target, channel};
 use crate::state::{Fresh, State};
+use crate::stream;
 use axum::body::Body;
 use axum::response::Response;
-use futures_util::stream;
 use http::request::Parts;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -14,11 +16,36 @@ use skiff_api::meta;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 
-pub async fn handle(state: &State, call: Call, _parts: &mut Parts, _body: Body) -> Result<Response, Status> {
+pub async fn handle(state: &State, call: Call, parts: &mut Parts) -> Result<Response, Status> {
     match call.info.subresource.as_str() {
         "log" => log(state, &call).await,
+        "exec" | "attach" | "portforward" => {
+            // However it is asked for, reaching into a container is the right to create such a stream.
+            let mut wanted = Attributes::from(&call.info);
+            if wanted.verb != "create" {
+                wanted.verb = "create".into();
+                authorize::require(state, &call.user, &wanted).await?;
+            }
+            stream::handle(state, &call, parts).await
+        }
         _ => Err(Status::method_not_supported(&call.info.group, &call.info.resource, &call.info.verb)),
     }
+}
+
+/// The pod of the call and the node that it is on.
+pub async fn scheduled_pod(state: &State, call: &Call) -> Result<(Value, String), Status> {
+    let pod = state.must_read(&call.kind, call.namespace(), call.name(), Fresh::Linearizable).await?.decode();
+    let node = meta::str_at(&pod, &["spec", "nodeName"]).to_string();
+    if node.is_empty() {
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", call.name())));
+    }
+    let phase = meta::str_at(&pod, &["status", "phase"]);
+    if matches!(phase, "Succeeded" | "Failed") && call.info.subresource != "portforward" {
+        return Err(Status::bad_request(format!(
+            "cannot exec into a container in a completed pod; current phase is {phase}"
+        )));
+    }
+    Ok((pod, node))
 }
 
 /// The container that is meant: the one named, the only one, or the annotated default.
@@ -112,7 +139,7 @@ async fn log(state: &State, call: &Call) -> Result<Response, Status> {
     }
     let request = NodeRequest::Logs { target: target(&pod, &container), options: options.clone() };
     let stream = state.nodes.open(node, request).await?;
-    let frames = stream::unfold((stream, options.limit_bytes), |(mut stream, mut left)| async move {
+    let frames = futures_util::stream::unfold((stream, options.limit_bytes), |(mut stream, mut left)| async move {
         loop {
             let frame = stream.receive.recv().await?;
             match frame.channel {

@@ -1,0 +1,113 @@
+//! Port-forward: each connection that a client accepts is a pair of streams, one for data and one for what went wrong.
+//!
+//! Source: the portforward.k8s.io protocol. Streams carry the headers `streamtype` (`data` or `error`), `port` and `requestid`, which
+//! pairs them. The pair becomes one [`NodeRequest::PortForward`].
+
+use super::spdy::{Incoming, Session, Stream};
+use super::upgrade::{Upgrade, switch_to_spdy, tunnel};
+use crate::node::{Frame, NodeConnector, NodeRequest, Target, channel};
+use axum::response::Response;
+use bytes::Bytes;
+use skiff_api::status::Status;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// The protocol, and its name when it comes through a WebSocket.
+pub const PROTOCOL: &str = "portforward.k8s.io";
+pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// Streams whose other half has not come yet.
+const HALVES_MAX: usize = 256;
+
+/// Where the pod is.
+struct Way {
+    nodes: Arc<dyn NodeConnector>,
+    node: String,
+    target: Target,
+}
+
+pub fn start(upgrade: Upgrade, nodes: Arc<dyn NodeConnector>, node: String, target: Target) -> Response {
+    let way = Arc::new(Way { nodes, node, target });
+    match upgrade {
+        Upgrade::WebSocket(upgrade, _) => upgrade.on_upgrade(move |socket| serve(tunnel(socket), way)),
+        Upgrade::Spdy(on_upgrade, protocol) => switch_to_spdy(on_upgrade, protocol, move |session| serve(session, way)),
+    }
+}
+
+/// Pairs streams until the client goes away; what it left open is dropped with it.
+async fn serve(mut session: Session, way: Arc<Way>) {
+    let mut halves: HashMap<String, Stream> = HashMap::new();
+    let mut running = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            stream = session.accept() => stream,
+            Some(_) = running.join_next() => continue,
+        };
+        let Some(stream) = stream else { return };
+        let id = stream.header("requestid").to_string();
+        let is_data = stream.header("streamtype") == "data";
+        match halves.remove(&id) {
+            Some(other) if (other.header("streamtype") == "data") != is_data => {
+                let (data, error) = if is_data { (stream, other) } else { (other, stream) };
+                running.spawn(forward(way.clone(), data, error));
+            }
+            // An unpaired or surplus stream is reset by being dropped.
+            _ if halves.len() >= HALVES_MAX => {}
+            _ => {
+                halves.insert(id, stream);
+            }
+        }
+    }
+}
+
+/// One connection. A failure is told on the error stream; then both streams end.
+async fn forward(way: Arc<Way>, data: Stream, error: Stream) {
+    let problem = match data.header("port").parse::<u16>() {
+        Ok(port) if port > 0 => connect(&way, port, data).await.err(),
+        _ => Some(Status::bad_request(format!("{:?} is not a port", data.header("port")))),
+    };
+    if let Some(status) = problem {
+        let _ = error.send.data(Bytes::from(status.message)).await;
+    }
+    error.send.finish().await;
+}
+
+async fn connect(way: &Way, port: u16, data: Stream) -> Result<(), Status> {
+    let request = NodeRequest::PortForward { target: way.target.clone(), port };
+    let mut node = way.nodes.open(&way.node, request).await?;
+    let Stream { mut receive, send, .. } = data;
+    let mut half_open = true;
+    let outcome = loop {
+        tokio::select! {
+            incoming = receive.recv(), if half_open => {
+                let frame = match incoming {
+                    Some(Incoming::Data(data)) => Frame { channel: channel::DATA, data },
+                    Some(Incoming::Reset) => return Ok(()),
+                    None => {
+                        half_open = false;
+                        Frame { channel: channel::CLOSE, data: Bytes::from_static(&[channel::DATA]) }
+                    }
+                };
+                if node.send.send(frame).await.is_err() {
+                    half_open = false;
+                }
+            }
+            frame = node.receive.recv() => match frame {
+                Some(Frame { channel: channel::DATA, data }) => {
+                    if send.data(data).await.is_err() {
+                        break Ok(());
+                    }
+                }
+                Some(Frame { channel: channel::ERROR, data }) => match serde_json::from_slice::<Status>(&data) {
+                    Ok(status) if status.status == "Success" => break Ok(()),
+                    Ok(status) => break Err(status),
+                    Err(_) => break Err(Status::internal_error(String::from_utf8_lossy(&data))),
+                },
+                Some(_) => {}
+                None => break Ok(()),
+            },
+        }
+    };
+    send.finish().await;
+    outcome
+}

@@ -1,0 +1,218 @@
+//! A SPDY/3.1 connection: one task reads, one writes, and streams that the client opens come out of [`Session::accept`].
+//!
+//! Clients of the Kubernetes API keep no flow control windows in SPDY, so neither do we: a stream whose reader is slow holds up the
+//! connection, which the client's TCP then feels.
+
+use super::frame::{self, Frame, FrameError, HEAD_BYTES, Head};
+use super::headers::{Deflater, Headers, Inflater};
+use bytes::Bytes;
+use std::collections::HashMap;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Pieces of data that wait on a stream, or frames that wait to be written.
+const QUEUE: usize = 16;
+/// Data frames are handed on in pieces of at most this size.
+const PIECE_BYTES_MAX: usize = 32 << 10;
+/// Streams that may be open at the same time on one connection.
+const STREAMS_MAX: usize = 1024;
+/// RST_STREAM: no room for the stream.
+const REFUSED: u32 = 3;
+/// RST_STREAM: the stream is not wanted any more.
+const CANCEL: u32 = 5;
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the connection is being given up")]
+    Closed,
+}
+
+/// What comes on a stream. The end of the queue is the end of the client's half.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Incoming {
+    Data(Bytes),
+    /// The client wants nothing more of this stream.
+    Reset,
+}
+
+/// A stream that the client opened.
+pub struct Stream {
+    headers: Headers,
+    pub receive: mpsc::Receiver<Incoming>,
+    pub send: Sender,
+}
+
+impl Stream {
+    /// The value of a header (lower case name), or an empty text.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).unwrap_or_default()
+    }
+}
+
+/// Our half of a stream.
+pub struct Sender {
+    stream: u32,
+    out: mpsc::Sender<Frame>,
+    open: bool,
+}
+
+impl Sender {
+    /// Gives the data to the connection; an error says that the connection is gone.
+    pub async fn data(&self, data: Bytes) -> Result<(), mpsc::error::SendError<()>> {
+        let frame = Frame::Data { stream: self.stream, fin: false, data };
+        self.out.send(frame).await.map_err(|_| mpsc::error::SendError(()))
+    }
+
+    /// Ends our half.
+    pub async fn finish(mut self) {
+        self.open = false;
+        let _ = self.out.send(Frame::Data { stream: self.stream, fin: true, data: Bytes::new() }).await;
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if self.open {
+            let _ = self.out.try_send(Frame::Reset { stream: self.stream, status: CANCEL });
+        }
+    }
+}
+
+/// The server's end of a connection. Dropping it ends the connection once the streams' senders are dropped too.
+pub struct Session {
+    accepted: mpsc::Receiver<Stream>,
+    _reader: AbortOnDropHandle<()>,
+    writer: tokio::task::JoinHandle<()>,
+}
+
+impl Session {
+    pub fn start<R, W>(reader: R, writer: W) -> Self
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let (out, frames) = mpsc::channel(QUEUE);
+        let (accept, accepted) = mpsc::channel(QUEUE);
+        let writer = tokio::spawn(write(writer, frames));
+        let reader = tokio::spawn(async move {
+            let mut side = Reader { reader, accept, out, streams: HashMap::new(), inflater: Inflater::default() };
+            if let Err(error) = side.run().await {
+                tracing::debug!(%error, "a SPDY connection ended");
+            }
+        });
+        Session { accepted, _reader: AbortOnDropHandle::new(reader), writer }
+    }
+
+    /// The next stream that the client opens; None when the connection is over. Cancel safe.
+    pub async fn accept(&mut self) -> Option<Stream> {
+        self.accepted.recv().await
+    }
+
+    /// Reads no more, and waits until everything that was given has been written. Call it when all senders are done.
+    pub async fn close(self) {
+        let Session { accepted, _reader, writer } = self;
+        drop((accepted, _reader));
+        let _ = writer.await;
+    }
+}
+
+struct Reader<R> {
+    reader: R,
+    accept: mpsc::Sender<Stream>,
+    out: mpsc::Sender<Frame>,
+    streams: HashMap<u32, mpsc::Sender<Incoming>>,
+    inflater: Inflater,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    async fn run(&mut self) -> Result<(), ReadError> {
+        loop {
+            let mut first = [0u8; HEAD_BYTES];
+            match self.reader.read_exact(&mut first).await {
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+                result => result?,
+            };
+            match frame::head(&first)? {
+                Head::Data { stream, fin, len } => self.data(stream, fin, len).await?,
+                Head::Control { kind, fin, len } => {
+                    let mut body = vec![0; len];
+                    self.reader.read_exact(&mut body).await?;
+                    let frame = frame::control(kind, fin, &body, &mut self.inflater)?;
+                    self.control(frame).await?;
+                }
+            }
+        }
+    }
+
+    async fn data(&mut self, stream: u32, fin: bool, len: usize) -> Result<(), ReadError> {
+        let mut left = len;
+        while left > 0 {
+            let mut piece = vec![0; left.min(PIECE_BYTES_MAX)];
+            self.reader.read_exact(&mut piece).await?;
+            left -= piece.len();
+            // Data for a stream that nobody reads (any more) is dropped.
+            if let Some(queue) = self.streams.get(&stream) {
+                let _ = queue.send(Incoming::Data(piece.into())).await;
+            }
+        }
+        if fin {
+            self.streams.remove(&stream);
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, frame: Frame) -> Result<(), ReadError> {
+        match frame {
+            Frame::SynStream { stream, fin, headers } => self.open(stream, fin, headers).await,
+            Frame::Reset { stream, .. } => {
+                if let Some(queue) = self.streams.remove(&stream) {
+                    let _ = queue.send(Incoming::Reset).await;
+                }
+                Ok(())
+            }
+            // The client counts in odd numbers; an even one would be the answer to a ping of ours.
+            Frame::Ping { id } if id % 2 == 1 => self.out.send(Frame::Ping { id }).await.map_err(|_| ReadError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> Result<(), ReadError> {
+        self.streams.retain(|_, queue| !queue.is_closed());
+        if self.streams.len() >= STREAMS_MAX {
+            let refusal = Frame::Reset { stream, status: REFUSED };
+            return self.out.send(refusal).await.map_err(|_| ReadError::Closed);
+        }
+        let reply = Frame::SynReply { stream, headers: Headers::new() };
+        self.out.send(reply).await.map_err(|_| ReadError::Closed)?;
+        let (queue, receive) = mpsc::channel(QUEUE);
+        if !fin {
+            self.streams.insert(stream, queue);
+        }
+        let send = Sender { stream, out: self.out.clone(), open: true };
+        self.accept.send(Stream { headers, receive, send }).await.map_err(|_| ReadError::Closed)
+    }
+}
+
+async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut frames: mpsc::Receiver<Frame>) {
+    let mut deflater = Deflater::default();
+    let result: std::io::Result<()> = async {
+        while let Some(frame) = frames.recv().await {
+            let bytes = frame::encode(&frame, &mut deflater).map_err(std::io::Error::other)?;
+            writer.write_all(&bytes).await?;
+            if frames.is_empty() {
+                writer.flush().await?;
+            }
+        }
+        writer.flush().await?;
+        writer.shutdown().await
+    }
+    .await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "writing to a SPDY connection failed");
+    }
+}

@@ -1,0 +1,145 @@
+//! Which instances there are on this machine, and removing what the dead ones left: cgroups and files.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// Where instances are recorded.
+pub const FOLDER: &str = "/run/skiff/local";
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub instance: String,
+    /// The supervisor's, in the root PID namespace.
+    pub pid: i32,
+    /// Clock ticks after boot at which it began: a pid alone may be another's by now.
+    pub started: u64,
+    pub subnet: String,
+    pub dir: PathBuf,
+    /// The directory is removed with the instance.
+    pub temporary: bool,
+}
+
+impl Record {
+    pub fn is_alive(&self) -> bool {
+        started(self.pid) == Some(self.started)
+    }
+}
+
+/// When a process began, in clock ticks after boot; none when it is gone or a zombie (proc_pid_stat(5), fields 3 and 22).
+pub fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if ["Z", "X"].contains(&state) {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// The cgroup below which a node of an instance keeps its pods, relative to each hierarchy's root.
+pub fn cgroup(instance: &str, node: &str) -> String {
+    format!("skiff/{instance}/{node}")
+}
+
+/// Held while instances are chosen or swept, so that two starts do not take the same subnet.
+pub fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let path = folder.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    // SAFETY: flock on a descriptor that is open.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
+        return Err(io::Error::last_os_error()).with_context(|| format!("lock {}", path.display()));
+    }
+    Ok(file)
+}
+
+pub fn save(folder: &Path, record: &Record) -> Result<()> {
+    let path = folder.join(format!("{}.json", record.instance));
+    fs::write(&path, serde_json::to_vec(record)?).with_context(|| format!("write {}", path.display()))
+}
+
+/// All instances on record. A damaged record is passed over.
+pub fn all(folder: &Path) -> Vec<Record> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().extension().is_some_and(|end| end == "json"))
+        .filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok())
+        .collect()
+}
+
+/// Removes what dead instances left, and says which they were. Call it under [`lock`].
+pub fn sweep(folder: &Path) -> Result<Vec<Record>> {
+    let dead: Vec<Record> = all(folder).into_iter().filter(|record| !record.is_alive()).collect();
+    for record in &dead {
+        forget(folder, record)?;
+    }
+    Ok(dead)
+}
+
+/// Removes what one instance, whose processes are gone, left behind.
+pub fn forget(folder: &Path, record: &Record) -> Result<()> {
+    remove_cgroups(&record.instance)?;
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let socket = record.dir.join(crate::host::SOCKET);
+    gone(fs::remove_file(&socket)).with_context(|| format!("remove {}", socket.display()))?;
+    if record.temporary {
+        gone(fs::remove_dir_all(&record.dir)).with_context(|| format!("remove {}", record.dir.display()))?;
+    }
+    let path = folder.join(format!("{}.json", record.instance));
+    gone(fs::remove_file(&path)).with_context(|| format!("remove {}", path.display()))
+}
+
+/// Removes `skiff/INSTANCE` and all below it in every cgroup hierarchy, version 1 and 2.
+pub fn remove_cgroups(instance: &str) -> Result<()> {
+    let hierarchies = fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    for root in hierarchies.chain([PathBuf::from(CGROUPS)]) {
+        let ours = root.join("skiff").join(instance);
+        if ours.is_dir() {
+            remove_cgroup(&ours).with_context(|| format!("remove the cgroup {}", ours.display()))?;
+            // The common parent goes with its last instance; that others are in it is no error.
+            let _ = fs::remove_dir(root.join("skiff"));
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroup(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    // Processes killed a moment ago leave their cgroup a moment later; the kernel has no event for that in version 1.
+    for _ in 0..200 {
+        match fs::remove_dir(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_when_it_began() {
+        let me = std::process::id() as i32;
+        let began = started(me).unwrap();
+        let record = |started| Record { instance: "x".into(), pid: me, started, subnet: "172.31.0.0/24".into(), dir: "/".into(), temporary: false };
+        assert!(record(began).is_alive() && !record(began + 1).is_alive());
+        assert_eq!(started(i32::MAX), None);
+    }
+}
