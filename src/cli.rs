@@ -1,6 +1,7 @@
 //! The commands and how each is run.
 
 use crate::commands::{kube, run};
+use crate::workload::{load, web};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -16,6 +17,13 @@ struct Cli {
 enum Command {
     Server(run::ServerArgs),
     Agent(run::AgentArgs),
+    /// Hand the demo's image to the cluster of the current kubeconfig
+    #[command(hide = true)]
+    DemoImage,
+    #[command(hide = true)]
+    Web(web::WebArgs),
+    #[command(hide = true)]
+    Load(load::LoadArgs),
     #[command(flatten)]
     Kube(kube::Verb),
 }
@@ -32,6 +40,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
             log_to_stderr();
             block_on(2, crate::agent::run(args.options()?))?;
         }
+        Command::DemoImage => block_on(1, crate::workload::image::hand_in(&crate::client::Api::from_environment()?))?,
+        Command::Web(args) => block_on(1, web::run(args))?,
+        Command::Load(args) => block_on(1, load::run(args))?,
         Command::Kube(verb) => return block_on(1, kube::run(verb)),
     }
     Ok(ExitCode::SUCCESS)

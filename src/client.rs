@@ -1,4 +1,5 @@
-//! A client of the API over HTTPS, for the command line: kubeconfig in, JSON out.
+//! A client of the API over HTTPS, for the command line: kubeconfig in, JSON out. Streams (logs, watches) are read piece by piece, and a
+//! connection may be upgraded to a WebSocket.
 
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
@@ -10,6 +11,11 @@ use skiff_identity::Pair;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::{handshake::client::generate_key, protocol::Role};
+
+/// What a WebSocket of the API runs over.
+pub type Socket = WebSocketStream<hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>>;
 
 fn base64_of(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
@@ -34,9 +40,13 @@ pub fn kubeconfig(server: &str, ca: &str, own: &Pair) -> String {
 pub struct Api {
     host: String,
     tls: Arc<rustls::ClientConfig>,
+    /// The bearer token of a user without a certificate.
+    token: Option<String>,
     /// The cluster's CA, PEM.
     pub ca: String,
     pub namespace: String,
+    /// The user's certificate and key, when that is how the user is known.
+    pub own: Option<Pair>,
 }
 
 impl Api {
@@ -61,15 +71,21 @@ impl Api {
             let file = object[field].as_str().with_context(|| format!("{}: no {field}", path.display()))?;
             std::fs::read_to_string(file).with_context(|| format!("reading {file}"))
         };
-        let own = Pair { certificate: pem(&user, "client-certificate")?, key: pem(&user, "client-key")? };
+        let token = user["token"].as_str().map(String::from);
+        let own = match token {
+            Some(_) => None,
+            None => Some(Pair { certificate: pem(&user, "client-certificate")?, key: pem(&user, "client-key")? }),
+        };
         let ca = pem(&cluster, "certificate-authority")?;
         let server = cluster["server"].as_str().unwrap_or_default();
         let host = server.strip_prefix("https://").with_context(|| format!("{server:?} is not an https:// address"))?;
         Ok(Api {
             host: host.trim_end_matches('/').to_owned(),
-            tls: Arc::new(skiff_identity::client(&ca, Some(&own))?),
+            tls: Arc::new(skiff_identity::client(&ca, own.as_ref())?),
+            token,
             ca,
             namespace: context["namespace"].as_str().unwrap_or("default").to_owned(),
+            own,
         })
     }
 
@@ -86,6 +102,34 @@ impl Api {
         Api::from_kubeconfig(&path)
     }
 
+    /// A gRPC channel to the same server, with the same certificate.
+    pub fn grpc(&self) -> anyhow::Result<tonic::transport::Channel> {
+        crate::agent::wire::with_tls(&self.host, (*self.tls).clone())
+    }
+
+    /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.
+    pub async fn put_image(&self, archive: &Path) -> anyhow::Result<skiff_proto::fleet::ImageRecord> {
+        use tokio::io::AsyncReadExt as _;
+        let mut file =
+            tokio::fs::File::open(archive).await.with_context(|| format!("opening the archive {}", archive.display()))?;
+        let (send, chunks) = tokio::sync::mpsc::channel(4);
+        let read = tokio::spawn(async move {
+            loop {
+                let mut data = vec![0; 1 << 20];
+                let count = file.read(&mut data).await?;
+                data.truncate(count);
+                let chunk = skiff_proto::fleet::ImageChunk { reference: String::new(), data: data.into() };
+                if count == 0 || send.send(chunk).await.is_err() {
+                    return Ok::<_, std::io::Error>(());
+                }
+            }
+        });
+        let stream = tokio_stream::wrappers::ReceiverStream::new(chunks);
+        let answer = crate::agent::wire::client(self.grpc()?).put_image(stream).await;
+        read.await?.with_context(|| format!("reading the archive {}", archive.display()))?;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
     async fn connect(&self) -> anyhow::Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {
         let tcp = TcpStream::connect(&self.host).await.with_context(|| format!("connecting to the API at {}", self.host))?;
         tcp.set_nodelay(true)?;
@@ -100,14 +144,27 @@ impl Api {
         Ok(sender)
     }
 
-    /// Sends a request and gives the answer as it is.
-    pub async fn send(&self, method: &str, path: &str, media: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
-        let mut request = http::Request::builder()
+    /// `host:port` of the server.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn request(&self, method: &str, path: &str, accept: &str) -> http::request::Builder {
+        let request = http::Request::builder()
             .method(method)
             .uri(path)
             .header("host", &self.host)
-            .header("accept", "application/json")
-            .header("user-agent", "skiff");
+            .header("accept", accept)
+            .header("user-agent", concat!("skiff/", env!("CARGO_PKG_VERSION")));
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    /// Sends a request and gives the answer as it is.
+    pub async fn send(&self, method: &str, path: &str, media: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
+        let mut request = self.request(method, path, "application/json");
         if !body.is_empty() {
             request = request.header("content-type", media);
         }
@@ -115,16 +172,48 @@ impl Api {
         Ok(self.connect().await?.send_request(request).await?)
     }
 
+    /// The body of an answer in the form `accept`, to be read as it comes; a Status of failure is an error.
+    pub async fn stream(&self, path: &str, accept: &str) -> anyhow::Result<Incoming> {
+        let request = self.request("GET", path, accept).body(Full::new(Bytes::new()))?;
+        let response = self.connect().await?.send_request(request).await?;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        Err(refused(response).await?)
+    }
+
+    /// A document in the form `accept`.
+    pub async fn get_as(&self, path: &str, accept: &str) -> anyhow::Result<Value> {
+        let bytes = self.stream(path, accept).await?.collect().await?.to_bytes();
+        serde_json::from_slice(&bytes).with_context(|| format!("the server's answer to GET {path} is not JSON"))
+    }
+
+    /// Opens a WebSocket that speaks `protocol`.
+    pub async fn websocket(&self, path: &str, protocol: &str) -> anyhow::Result<Socket> {
+        let request = self
+            .request("GET", path, "*/*")
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", generate_key())
+            .header("sec-websocket-protocol", protocol)
+            .body(Full::new(Bytes::new()))?;
+        let response = self.connect().await?.send_request(request).await?;
+        if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refused(response).await?);
+        }
+        let upgraded = hyper::upgrade::on(response).await.context("upgrading the connection to a WebSocket")?;
+        Ok(WebSocketStream::from_raw_socket(hyper_util::rt::TokioIo::new(upgraded), Role::Client, None).await)
+    }
+
     /// Sends a request; a Status of failure is an error with its message.
     pub async fn call(&self, method: &str, path: &str, media: &str, body: Bytes) -> anyhow::Result<Value> {
         let response = self.send(method, path, media, body).await?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
-        let value: Value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
-        if !status.is_success() {
-            bail!(ApiError { code: status.as_u16(), status: value });
+        if !response.status().is_success() {
+            return Err(refused(response).await?);
         }
-        Ok(value)
+        let bytes = response.into_body().collect().await?.to_bytes();
+        Ok(serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes))))
     }
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -142,6 +231,14 @@ impl Api {
     pub async fn patch(&self, path: &str, media: &str, body: &Value) -> anyhow::Result<Value> {
         self.call("PATCH", path, media, body.to_string().into()).await
     }
+}
+
+/// The error that an answer of failure stands for.
+async fn refused(response: http::Response<Incoming>) -> anyhow::Result<anyhow::Error> {
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await?.to_bytes();
+    let status = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+    Ok(ApiError { code, status }.into())
 }
 
 /// What the API said in place of yes.

@@ -5,6 +5,7 @@
 //! | [`cli`] | the commands and their options |
 //! | [`server`] | `skiff server`: store, API, controllers, scheduler, fleet in one process |
 //! | [`agent`] | `skiff agent`: pods, network, DNS of one node |
+//! | [`workload`] | what the demo's pods run |
 //! | [`commands`] | what people type: `up`, `demo`, `apply`, `get`, ... |
 
 pub mod agent;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod server;
+pub mod workload;
 
 /// Runs the command line; the exit code says how it went.
 pub fn run() -> std::process::ExitCode {

@@ -41,6 +41,7 @@ pub use auth::user::UserInfo;
 pub use client::{Client, Event, Listed, PatchType, Select, next_event};
 pub use config::{Cidr, Config};
 pub use endpoints::version;
+pub use http::yaml::write as write_yaml;
 pub use node::NodeConnector;
 pub use server::{ApiServer, GrpcService, PeerCertificate};
 pub use verbs::delete::DeleteOptions;

@@ -1,0 +1,169 @@
+//! What people type: the real kubectl against a server with made-up containers. Ignored, with the reason, where there is no kubectl.
+//!
+//! `SKIFF_KUBECTL` names another binary. `SKIFF_HOLD=1` only starts the server, prints the line to use it with, and waits for Ctrl-C.
+
+mod support;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use support::Cluster;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+
+/// No command here takes longer.
+const COMMAND_MAX: Duration = Duration::from_secs(30);
+
+struct Kubectl {
+    cluster: Cluster,
+    config: PathBuf,
+    /// Falls back to SPDY, which older versions only speak.
+    spdy: bool,
+}
+
+impl Kubectl {
+    async fn start(spdy: bool) -> anyhow::Result<Kubectl> {
+        let cluster = Cluster::start().await?;
+        cluster.running_pod("n1", "web").await?;
+        let config = cluster.kubeconfig("root", Some("system:masters"))?;
+        Ok(Kubectl { cluster, config, spdy })
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(binary());
+        command.args(line.split_whitespace()).kill_on_drop(true);
+        command.env("KUBECONFIG", &self.config).env("HOME", &self.cluster.folder).env("KUBECACHEDIR", self.cache());
+        for switch in ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"] {
+            command.env(switch, if self.spdy { "false" } else { "true" });
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.cluster.folder.join("cache")
+    }
+
+    async fn run(&self, line: &str, input: &str) -> anyhow::Result<Output> {
+        let mut command = self.command(line);
+        command.stdin(Stdio::piped());
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        Ok(tokio::time::timeout(COMMAND_MAX, child.wait_with_output()).await??)
+    }
+
+    /// Runs a command line with an input; output, error output and code must be as expected (texts: contained).
+    async fn check(&self, line: &str, input: &str, expect: &str, errors: &str, code: i32) -> anyhow::Result<()> {
+        let output = self.run(line, input).await?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let fits = out.contains(expect) && err.contains(errors) && output.status.code() == Some(code);
+        anyhow::ensure!(fits, "kubectl {line}: {:?}\n--- out\n{out}\n--- err\n{err}", output.status.code());
+        Ok(())
+    }
+}
+
+fn binary() -> OsString {
+    std::env::var_os("SKIFF_KUBECTL").unwrap_or_else(|| "kubectl".into())
+}
+
+async fn remote_commands(spdy: bool) -> anyhow::Result<()> {
+    let k = Kubectl::start(spdy).await?;
+    k.check("exec web -- echo hello world", "", "hello world\n", "", 0).await?;
+    k.check("exec web -- warn careful", "", "", "careful", 0).await?;
+    k.check("exec -i web -- cat", "to and fro", "to and fro", "", 0).await?;
+    k.check("exec -i web -- cat", &"x".repeat(300_000), &"x".repeat(300_000), "", 0).await?;
+    k.check("exec web -- exit 42", "", "", "exit code 42", 42).await?;
+    k.check("exec web -c none -- echo", "", "", "container none is not valid for pod web", 1).await?;
+    k.check("exec nobody -- echo", "", "", "pods \"nobody\" not found", 1).await?;
+    k.check("attach -i web", "attached", "attached", "", 0).await
+}
+
+async fn forwards(spdy: bool) -> anyhow::Result<()> {
+    let k = Kubectl::start(spdy).await?;
+    let mut child = k.command("port-forward pod/web :8080 :9").spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| anyhow::anyhow!("no output"))?).lines();
+    let mut ports = Vec::new();
+    while ports.len() < 2 {
+        let line = tokio::time::timeout(COMMAND_MAX, lines.next_line()).await??;
+        let line = line.ok_or_else(|| anyhow::anyhow!("port-forward ended"))?;
+        // Forwarding from 127.0.0.1:41000 -> 8080
+        if let Some(port) = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|l| l.split(' ').next()) {
+            ports.push(port.parse::<u16>()?);
+        }
+    }
+    let talk = async |number: usize| {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", ports[0])).await?;
+        let text = format!("connection {number} ").repeat(5000);
+        let (mut read, mut write) = socket.split();
+        let (sent, answer) = tokio::join!(
+            async {
+                write.write_all(text.as_bytes()).await?;
+                write.shutdown().await
+            },
+            async {
+                let mut answer = String::new();
+                read.read_to_string(&mut answer).await.map(|_| answer)
+            }
+        );
+        sent?;
+        anyhow::ensure!(answer? == text.to_uppercase(), "connection {number} got something else");
+        anyhow::Ok(())
+    };
+    let all = futures_util::future::try_join_all((0..20).map(talk));
+    tokio::time::timeout(COMMAND_MAX, all).await??;
+    let mut refused = tokio::net::TcpStream::connect(("127.0.0.1", ports[1])).await?;
+    refused.write_all(b"x").await?;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(COMMAND_MAX, refused.read_to_end(&mut answer)).await?;
+    anyhow::ensure!(answer.is_empty(), "a refused port answered");
+    let mut errors = BufReader::new(child.stderr.take().ok_or_else(|| anyhow::anyhow!("no errors"))?).lines();
+    let told = tokio::time::timeout(COMMAND_MAX, errors.next_line()).await??.unwrap_or_default();
+    anyhow::ensure!(told.contains("connection refused"), "the refusal is told: {told}");
+    child.kill().await?;
+    Ok(())
+}
+
+async fn logs() -> anyhow::Result<()> {
+    let k = Kubectl::start(false).await?;
+    k.check("logs web", "", "first\n", "", 0).await?;
+    k.check("logs -f web", "", "first\nsecond\n", "", 0).await
+}
+
+async fn hold() -> anyhow::Result<()> {
+    let k = Kubectl::start(false).await?;
+    println!("export KUBECONFIG={}", Path::new(&k.config).display());
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::from_args();
+    let runtime = || tokio::runtime::Runtime::new().map_err(Failed::from);
+    if std::env::var_os("SKIFF_HOLD").is_some() {
+        return tokio::runtime::Runtime::new()?.block_on(hold());
+    }
+    let there = std::process::Command::new(binary()).args(["version", "--client"]).output();
+    let there = there.is_ok_and(|o| o.status.success());
+    let required = std::env::var_os("CI").is_some_and(|v| v == "true");
+    if !there {
+        eprintln!("kubectl: {}: there is no kubectl here", if required { "failed" } else { "ignored" });
+    }
+    macro_rules! trial {
+        ($name:literal, $run:expr) => {
+            Trial::test($name, move || runtime()?.block_on($run).map_err(|e| Failed::from(format!("{e:#}"))))
+                .with_ignored_flag(!there && !required)
+        };
+    }
+    let trials = vec![
+        trial!("exec and attach over WebSocket", remote_commands(false)),
+        trial!("exec and attach over SPDY", remote_commands(true)),
+        trial!("port-forward over WebSocket", forwards(false)),
+        trial!("port-forward over SPDY", forwards(true)),
+        trial!("logs", logs()),
+    ];
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,101 @@
+//! `skiff load`: sends requests at a steady rate, each on a connection of its own, and tells every tenth of a second how they went.
+//!
+//! A request that was not answered with 200 in full before the time-out failed. The next one is sent when it is due, whatever the last one does: a
+//! stalled server does not hide behind a stalled client.
+
+use anyhow::Context as _;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Send requests at a steady rate and count what comes back.
+#[derive(clap::Args, Debug)]
+pub struct LoadArgs {
+    /// host:port
+    target: String,
+    /// Requests a second
+    #[arg(long, default_value_t = 100)]
+    rate: u32,
+    /// Milliseconds until a request counts as failed
+    #[arg(long, default_value_t = 1000)]
+    timeout_ms: u64,
+}
+
+#[derive(Default)]
+struct Interval {
+    ok: u64,
+    failed: u64,
+    slowest_ms: u64,
+    by: BTreeMap<String, u64>,
+    errors: BTreeMap<String, u64>,
+}
+
+/// Runs until it is killed. One line of JSON on standard output for each tenth of a second in which something ended.
+pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
+    let interval: Arc<Mutex<Interval>> = Arc::default();
+    let mut send = tokio::time::interval(Duration::from_secs(1) / args.rate.max(1));
+    let mut tell = tokio::time::interval(Duration::from_millis(100));
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            _ = send.tick() => {
+                let (interval, target) = (interval.clone(), args.target.clone());
+                let limit = Duration::from_millis(args.timeout_ms);
+                tokio::spawn(async move {
+                    let begun = std::time::Instant::now();
+                    let result = match tokio::time::timeout(limit, request(&target)).await {
+                        Ok(result) => result.map_err(|e| format!("{e:#}")),
+                        Err(_) => Err("timed out".into()),
+                    };
+                    note(&interval, result, begun.elapsed());
+                });
+            }
+            _ = tell.tick() => say(&interval),
+            _ = term.recv() => return Ok(()),
+        }
+    }
+}
+
+/// One request; who answered, as `node/version`.
+async fn request(target: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(target).await.context("connect")?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.context("send")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.context("receive")?;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
+    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "answered {}", head.lines().next().unwrap_or_default());
+    let body: serde_json::Value = serde_json::from_str(body.trim()).context("half an answer")?;
+    let field = |name: &str| body[name].as_str().unwrap_or("?").to_owned();
+    Ok(format!("{}/{}", field("node"), field("version")))
+}
+
+fn note(interval: &Mutex<Interval>, result: Result<String, String>, took: Duration) {
+    let mut interval = interval.lock().unwrap_or_else(|e| e.into_inner());
+    interval.slowest_ms = interval.slowest_ms.max(took.as_millis() as u64);
+    match result {
+        Ok(by) => {
+            interval.ok += 1;
+            *interval.by.entry(by).or_default() += 1;
+        }
+        Err(why) => {
+            interval.failed += 1;
+            *interval.errors.entry(why).or_default() += 1;
+        }
+    }
+}
+
+fn say(interval: &Mutex<Interval>) {
+    let now = std::mem::take(&mut *interval.lock().unwrap_or_else(|e| e.into_inner()));
+    if now.ok + now.failed == 0 {
+        return;
+    }
+    let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    println!(
+        "{}",
+        json!({"at_ms": at_ms, "ok": now.ok, "failed": now.failed, "slowest_ms": now.slowest_ms, "by": now.by, "errors": now.errors})
+    );
+}
