@@ -1,6 +1,6 @@
 //! The commands and how each is run.
 
-use crate::commands::{kube, run};
+use crate::commands::{demo, kube, run, up};
 use crate::workload::{load, web};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -15,8 +15,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
+    Up(up::UpArgs),
+    Down(up::DownArgs),
+    Status(up::StatusArgs),
     Server(run::ServerArgs),
     Agent(run::AgentArgs),
+    /// The local cluster's first process
+    #[command(hide = true)]
+    LocalSupervisor { spec: std::path::PathBuf },
     /// Hand the demo's image to the cluster of the current kubeconfig
     #[command(hide = true)]
     DemoImage,
@@ -40,6 +47,12 @@ pub fn run() -> anyhow::Result<ExitCode> {
             log_to_stderr();
             block_on(2, crate::agent::run(args.options()?))?;
         }
+        // Before any thread exists: it makes namespaces for itself.
+        Command::LocalSupervisor { spec } => skiff_local::supervisor_main(&spec)?,
+        Command::Demo(args) => return block_on(2, demo::run(args)),
+        Command::Up(args) => return block_on(1, up::up(args)),
+        Command::Down(args) => return block_on(1, up::down(args)),
+        Command::Status(args) => return block_on(1, up::status(args)),
         Command::DemoImage => block_on(1, crate::workload::image::hand_in(&crate::client::Api::from_environment()?))?,
         Command::Web(args) => block_on(1, web::run(args))?,
         Command::Load(args) => block_on(1, load::run(args))?,

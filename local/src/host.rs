@@ -112,7 +112,8 @@ impl Host {
                 let log = host.record.dir.join(LOG);
                 let tail = fs::read_to_string(&log).unwrap_or_default();
                 let tail: String = tail.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
-                host.end()?;
+                host.wait_for_end()?;
+                registry::forget(&host.registry, &host.record)?;
                 return Err(error.context(format!("start the local cluster's supervisor\n{tail}")));
             }
         }
@@ -237,6 +238,12 @@ impl Host {
     }
 
     fn end(&mut self) -> Result<()> {
+        self.wait_for_end()?;
+        let _held = registry::lock(&self.registry)?;
+        registry::forget(&self.registry, &self.record)
+    }
+
+    fn wait_for_end(&mut self) -> Result<()> {
         self.lifeline = None;
         let pid = Pid::from_raw(self.record.pid);
         let start = Instant::now();
@@ -251,8 +258,7 @@ impl Host {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.child = false;
-        let _held = registry::lock(&self.registry)?;
-        registry::forget(&self.registry, &self.record)
+        Ok(())
     }
 
     fn is_running(&self, pid: Pid) -> bool {

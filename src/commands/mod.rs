@@ -1,7 +1,10 @@
 //! What people type.
 
+pub mod cluster;
+pub mod demo;
 pub mod kube;
 pub mod run;
+pub mod up;
 
 use std::path::PathBuf;
 

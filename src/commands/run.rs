@@ -43,7 +43,7 @@ pub struct ServerArgs {
     token_auth_file: Option<PathBuf>,
     /// A token to accept from the start
     #[arg(long, hide = true)]
-    bootstrap_token: Option<String>,
+    bootstrap_token: Vec<String>,
     /// How long a lost node keeps its pods before they are replaced, milliseconds
     #[arg(long, default_value_t = 1500)]
     eviction_grace_ms: i64,
@@ -110,7 +110,7 @@ impl ServerArgs {
             cluster_cidr: self.cluster_cidr,
             service_cidr: self.service_cidr,
             token_file: self.token_auth_file,
-            bootstrap_token: self.bootstrap_token,
+            bootstrap_tokens: self.bootstrap_token,
             eviction_grace_ms: self.eviction_grace_ms,
             anonymous: !self.no_anonymous,
             controllers: !self.no_controllers,

@@ -5,8 +5,10 @@ use super::controllers;
 use super::scheduling;
 use super::view::Changes;
 use jiff::Timestamp;
+use serde_json::json;
+use skiff_api::kinds;
 use skiff_api::view::{Change, Key, Resource};
-use skiff_apiserver::{ApiServer, UserInfo};
+use skiff_apiserver::{ApiServer, PatchType, UserInfo};
 use skiff_fleet::{Beats, SharedView};
 use skiff_reconcile::{CONTROLLERS, Liveness, NodeLiveness, Settings};
 use skiff_store::Leadership;
@@ -31,6 +33,7 @@ pub struct Leading {
 
 /// Runs as long as the process; acts while this server leads.
 pub async fn run(
+    name: String,
     api: ApiServer,
     view: SharedView,
     changes: broadcast::Sender<Changes>,
@@ -54,6 +57,7 @@ pub async fn run(
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(judge(beats.clone(), view.clone(), changes.clone(), judged));
+        tasks.spawn(say_who_leads(name.clone(), shared.clone()));
         tasks.spawn(scheduling::run(shared.clone()));
         for controller in CONTROLLERS {
             tasks.spawn(controllers::run(*controller, shared.clone()));
@@ -71,6 +75,28 @@ pub async fn run(
 pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
     let user = UserInfo::new(format!("system:{name}"), ["system:masters", "system:authenticated"]);
     leading.api.client(user).with_manager("kube-controller-manager").fenced(leading.term)
+}
+
+/// Writes the leader's name where people and programs look for it. Only for reading: who leads is the store's to say.
+async fn say_who_leads(name: String, leading: Leading) {
+    let client = client(&leading, "skiff-leader");
+    let Some(leases) = kinds::by_resource("coordination.k8s.io", "v1", "leases") else { return };
+    let now = skiff_api::meta::format_micro_time(Timestamp::now());
+    let spec = json!({"holderIdentity": name, "leaseDurationSeconds": 1, "acquireTime": now, "renewTime": now,
+        "leaseTransitions": leading.term});
+    let object = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "skiff-leader", "namespace": "kube-system"}, "spec": spec});
+    loop {
+        let patch = json!({"spec": spec});
+        let mut written = client.patch(&leases, "kube-system", "skiff-leader", "", PatchType::Merge, &patch).await;
+        if written.as_ref().is_err_and(|s| s.code() == 404) {
+            written = client.create(&leases, "kube-system", object.clone()).await;
+        }
+        if written.is_ok() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(JUDGE_EVERY).await;
+    }
 }
 
 /// Turns heartbeats into who is live and who is lost, and tells those that decide by it.

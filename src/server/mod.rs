@@ -32,6 +32,9 @@ pub use join::write_token;
 /// The issuer of service account tokens: what Kubernetes clients expect inside a cluster.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
+/// Where the server that leads writes its name.
+pub const LEADER_LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/skiff-leader";
+
 /// How a server is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,8 +52,8 @@ pub struct Options {
     pub cluster_cidr: String,
     pub service_cidr: String,
     pub token_file: Option<PathBuf>,
-    /// A token to accept from the start (made with the CA beforehand).
-    pub bootstrap_token: Option<String>,
+    /// Tokens to accept from the start (made with the CA beforehand).
+    pub bootstrap_tokens: Vec<String>,
     /// How long a lost node keeps its pods, milliseconds.
     pub eviction_grace_ms: i64,
     pub anonymous: bool,
@@ -121,8 +124,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let shared = Arc::new(Shared { options: options.clone(), ca, files, store: store.clone(), service_cidr, images, own });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
     files_for_people(&shared, &options)?;
-    if let Some(token) = &options.bootstrap_token {
-        let client = api.client(UserInfo::apiserver());
+    let client = api.client(UserInfo::apiserver());
+    for token in &options.bootstrap_tokens {
         join::accept_token(&client, &token.parse()?, None).await.context("accepting --bootstrap-token")?;
     }
     tracing::info!(name = options.name, api = api_addr, member = format_args!("{:x}", store.id()), "this server is ready");
@@ -173,7 +176,7 @@ async fn start_api(
             event_ttl_seconds: 3600,
             cluster_cidr: (cluster_cidr.base, cluster_cidr.bits),
         };
-        tokio::spawn(control::run(api.clone(), view, changes, beats, settings));
+        tokio::spawn(control::run(options.name.clone(), api.clone(), view, changes, beats, settings));
     }
     Ok(api)
 }

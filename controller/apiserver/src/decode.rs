@@ -3,6 +3,7 @@
 //! How strict to be is the request's `fieldValidation`: `Strict` refuses, `Warn` (the default) tells, `Ignore` is silent.
 
 use crate::call::{Body, Call};
+use crate::http::protobuf;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use skiff_api::Kind;
@@ -54,6 +55,11 @@ pub fn document(body: &Body) -> Result<Option<Document>, Status> {
             "application/yaml" => yaml(bytes)
                 .map(Some)
                 .map_err(|problem| Status::bad_request(format!("error converting YAML to JSON: {problem}"))),
+            protobuf::MEDIA => match protobuf::decode(bytes) {
+                Ok(value) => Ok(Some(Document { value, duplicates: Vec::new() })),
+                Err(protobuf::Problem::Unknown(_)) => Err(Status::unsupported_media_type(READABLE)),
+                Err(problem) => Err(Status::bad_request(format!("the protobuf body cannot be read: {problem}"))),
+            },
             _ => Err(Status::unsupported_media_type(READABLE)),
         },
     }

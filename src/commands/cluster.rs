@@ -1,0 +1,202 @@
+//! A cluster of real server and agent processes on this one machine, each in a network namespace of its own: what `up`, `demo` and the tests share.
+
+use crate::client::{Api, kubeconfig};
+use crate::server::Files;
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+use skiff_identity::{Ca, Role, Subject, Token};
+use skiff_local::{Host, LocalConfig, NodeSpec};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How large, and where.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub dir: PathBuf,
+    pub servers: usize,
+    pub agents: usize,
+    /// The cluster ends with this process.
+    pub tied: bool,
+    /// Pods reach what this machine reaches.
+    pub uplink: bool,
+}
+
+/// A local cluster that runs.
+pub struct Cluster {
+    pub host: Host,
+    pub dir: PathBuf,
+    pub api: Api,
+}
+
+/// Names instances apart: some letters that follow from the directory.
+fn instance(dir: &Path) -> String {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(dir.as_os_str().as_encoded_bytes());
+    format!("l{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2])
+}
+
+pub fn registry() -> PathBuf {
+    PathBuf::from(skiff_local::registry::FOLDER)
+}
+
+impl Cluster {
+    /// Starts servers and agents; returns when every node is Ready and every server votes. A directory that had a cluster before keeps its data.
+    pub async fn start(shape: &Shape) -> anyhow::Result<Cluster> {
+        let dir = std::path::absolute(&shape.dir)?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let host = Host::create(LocalConfig {
+            dir: dir.clone(),
+            instance: instance(&dir),
+            uplink: shape.uplink,
+            port: 0,
+            subnet: kept_subnet(&dir),
+            tied: shape.tied,
+            temporary: shape.tied,
+            supervisor_args: vec!["local-supervisor".into()],
+            registry: registry(),
+        })?;
+        std::fs::write(dir.join("subnet"), host.subnet().to_string())?;
+        let api = Self::spawn_all(&host, &dir, shape)?;
+        let cluster = Cluster { host, dir, api };
+        cluster.wait_until_whole(shape).await?;
+        Ok(cluster)
+    }
+
+    /// A cluster that runs already.
+    pub fn open(dir: &Path) -> anyhow::Result<Cluster> {
+        let dir = std::path::absolute(dir)?;
+        let host = Host::open(&dir, &registry())?;
+        let api = Api::from_kubeconfig(&dir.join("kubeconfig"))?;
+        Ok(Cluster { host, dir, api })
+    }
+
+    /// The cluster's keys are made here, before any server runs: so tokens and the kubeconfig exist from the start.
+    fn spawn_all(host: &Host, dir: &Path, shape: &Shape) -> anyhow::Result<Api> {
+        let files = Files::new(dir.join("s1"))?;
+        if !files.has_cluster() {
+            files.found()?;
+        }
+        let ca = Ca::load(files.ca()?)?;
+        let (agent, server) = (Token::generate(ca.hash()?, Role::Agent), Token::generate(ca.hash()?, Role::Server));
+        let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
+        let config = kubeconfig(&format!("https://127.0.0.1:{}", host.port()), ca.certificate(), &ca.issue(&admin)?);
+        let path = dir.join("kubeconfig");
+        write_private(&path, &config)?;
+        let first = format!("{}:6443", host.address("s1")?);
+        for n in 1..=shape.servers {
+            let name = format!("s{n}");
+            let address = host.address(&name)?.to_string();
+            let data = dir.join(&name).display().to_string();
+            let mut argv = words(&["server", "--name", &name, "--data-dir", &data, "--advertise", &address, "--no-agent"])?;
+            if n == 1 {
+                argv.extend(["--bootstrap-token".into(), agent.to_string(), "--bootstrap-token".into(), server.to_string()]);
+            } else {
+                argv.extend(["--join".into(), first.clone(), "--token".into(), server.to_string()]);
+            }
+            spawn(host, dir, &name, argv)?;
+        }
+        for n in 1..=shape.agents {
+            let name = format!("a{n}");
+            let address = host.address(&name)?.to_string();
+            let (data, cgroup) = (dir.join(&name).display().to_string(), host.cgroup(&name));
+            let token = agent.to_string();
+            let argv = words(&[
+                "agent", "--server", &first, "--token", &token, "--node-name", &name, "--node-ip", &address, "--data-dir", &data,
+                "--cgroup", &cgroup,
+            ])?;
+            spawn(host, dir, &name, argv)?;
+        }
+        Api::from_kubeconfig(&path)
+    }
+
+    async fn wait_until_whole(&self, shape: &Shape) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let state = self.state(shape).await;
+            match state {
+                Ok(None) => return Ok(()),
+                Ok(Some(missing)) if Instant::now() > deadline => {
+                    bail!("the cluster is not whole after 60 s: {missing}; the logs are in {}", self.dir.display())
+                }
+                Err(e) if Instant::now() > deadline => return Err(e),
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// The name of the server that leads, as it has written itself.
+    pub async fn leader(&self) -> anyhow::Result<String> {
+        let lease = self.api.get(crate::server::LEADER_LEASE).await?;
+        Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// What is still missing, in words.
+    async fn state(&self, shape: &Shape) -> anyhow::Result<Option<String>> {
+        for node in self.host.status()?.nodes {
+            if let Some(ended) = node.ended.filter(|_| node.pid.is_none()) {
+                let log = std::fs::read_to_string(&node.log).unwrap_or_default();
+                let last = log.lines().last().unwrap_or("nothing in its log").to_owned();
+                bail!("{} ended ({ended}): {last}", node.name);
+            }
+        }
+        let nodes = self.api.get("/api/v1/nodes").await?;
+        let ready = items(&nodes).filter(|n| is_ready(n)).count();
+        if ready < shape.agents {
+            return Ok(Some(format!("{ready} of {} nodes are Ready", shape.agents)));
+        }
+        let slices = self.api.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await;
+        let servers = slices.map_or(0, |s| s["endpoints"].as_array().into_iter().flatten().flat_map(|e| e["addresses"].as_array()).map(Vec::len).sum());
+        if shape.servers > 1 && servers < shape.servers {
+            return Ok(Some(format!("{servers} of {} servers serve", shape.servers)));
+        }
+        Ok(None)
+    }
+}
+
+/// A directory that had a cluster keeps its addresses: they are in its nodes' records.
+fn kept_subnet<T: std::str::FromStr>(dir: &Path) -> Option<T> {
+    std::fs::read_to_string(dir.join("subnet")).ok()?.trim().parse().ok()
+}
+
+fn words(words: &[&str]) -> anyhow::Result<Vec<String>> {
+    let own = std::env::current_exe().context("finding this binary")?;
+    let mut argv = vec![own.display().to_string()];
+    argv.extend(words.iter().map(|w| (*w).to_owned()));
+    Ok(argv)
+}
+
+fn spawn(host: &Host, dir: &Path, name: &str, argv: Vec<String>) -> anyhow::Result<()> {
+    let log = dir.join(format!("{name}.log"));
+    let mut env = BTreeMap::new();
+    if let Ok(filter) = std::env::var("SKIFF_LOG") {
+        env.insert("SKIFF_LOG".to_owned(), filter);
+    }
+    host.spawn(NodeSpec { name: name.to_owned(), argv, env, log }).with_context(|| format!("starting {name}"))?;
+    Ok(())
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The items of a list.
+pub fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// Whether an object's Ready condition is True.
+pub fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
