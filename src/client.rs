@@ -1,7 +1,7 @@
 //! A client of the API over HTTPS, for the command line: kubeconfig in, JSON out. Streams (logs, watches) are read piece by piece, and a
 //! connection may be upgraded to a WebSocket.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -89,14 +89,15 @@ impl Api {
         })
     }
 
-    /// The kubeconfig that the environment, or the local cluster, gives.
+    /// The kubeconfig that the environment names; else the local cluster's, this machine's server's, or the user's.
     pub fn from_environment() -> anyhow::Result<Api> {
         let path = match std::env::var_os("KUBECONFIG") {
             Some(path) => path.into(),
             None => {
-                let local = crate::commands::default_dir().join("kubeconfig");
-                let home = std::path::PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".kube/config");
-                if local.exists() { local } else { home }
+                let home = std::path::PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+                let server = std::path::Path::new("/var/lib/skiff/server/admin.kubeconfig").to_owned();
+                let candidates = [crate::commands::default_dir().join("kubeconfig"), server];
+                candidates.into_iter().find(|p| p.exists()).unwrap_or_else(|| home.join(".kube/config"))
             }
         };
         Api::from_kubeconfig(&path)
@@ -110,8 +111,9 @@ impl Api {
     /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.
     pub async fn put_image(&self, archive: &Path) -> anyhow::Result<skiff_proto::fleet::ImageRecord> {
         use tokio::io::AsyncReadExt as _;
-        let mut file =
-            tokio::fs::File::open(archive).await.with_context(|| format!("opening the archive {}", archive.display()))?;
+        let mut file = tokio::fs::File::open(archive)
+            .await
+            .with_context(|| format!("opening the archive {}", archive.display()))?;
         let (send, chunks) = tokio::sync::mpsc::channel(4);
         let read = tokio::spawn(async move {
             loop {
@@ -131,13 +133,13 @@ impl Api {
     }
 
     async fn connect(&self) -> anyhow::Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {
-        let tcp = TcpStream::connect(&self.host).await.with_context(|| format!("connecting to the API at {}", self.host))?;
+        let tcp =
+            TcpStream::connect(&self.host).await.with_context(|| format!("connecting to the API at {}", self.host))?;
         tcp.set_nodelay(true)?;
         let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(h, _)| h);
         let name = rustls::pki_types::ServerName::try_from(name.trim_matches(['[', ']']).to_owned())?;
         let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await?;
         tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
@@ -163,7 +165,13 @@ impl Api {
     }
 
     /// Sends a request and gives the answer as it is.
-    pub async fn send(&self, method: &str, path: &str, media: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        media: &str,
+        body: Bytes,
+    ) -> anyhow::Result<http::Response<Incoming>> {
         let mut request = self.request(method, path, "application/json");
         if !body.is_empty() {
             request = request.header("content-type", media);

@@ -16,7 +16,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Sends one request and waits for its answer.
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
     let mut stream = UnixStream::connect(socket).with_context(|| {
-        format!("reach the local cluster's supervisor at {}: it is not running (start it with skiff up)", socket.display())
+        format!(
+            "reach the local cluster's supervisor at {}: it is not running (start it with skiff up)",
+            socket.display()
+        )
     })?;
     let talk = || -> io::Result<Answer> {
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;

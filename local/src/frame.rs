@@ -19,7 +19,10 @@ fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
 fn length_of(header: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(header) as usize;
     if length > LENGTH_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes, more than {LENGTH_MAX}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {length} bytes, more than {LENGTH_MAX}"),
+        ));
     }
     Ok(length)
 }

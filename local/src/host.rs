@@ -78,7 +78,12 @@ impl Host {
         let others = registry::all(&config.registry);
         let dir = std::path::absolute(&config.dir).with_context(|| format!("resolve {}", config.dir.display()))?;
         if let Some(other) = others.iter().find(|other| other.instance == config.instance || other.dir == dir) {
-            bail!("the local cluster {} is running in {} (pid {}): use it, or end it with skiff down", other.instance, other.dir.display(), other.pid);
+            bail!(
+                "the local cluster {} is running in {} (pid {}): use it, or end it with skiff down",
+                other.instance,
+                other.dir.display(),
+                other.pid
+            );
         }
         registry::remove_cgroups(&config.instance)?;
         let subnet = match config.subnet {
@@ -97,12 +102,20 @@ impl Host {
             tied: config.tied,
         };
         let spec_path = dir.join(SPEC);
-        fs::write(&spec_path, serde_json::to_vec_pretty(&spec)?).with_context(|| format!("write {}", spec_path.display()))?;
+        fs::write(&spec_path, serde_json::to_vec_pretty(&spec)?)
+            .with_context(|| format!("write {}", spec_path.display()))?;
         let mut argv = config.supervisor_args.clone();
         argv.push(spec_path.display().to_string());
         let Launched { pid, lifeline, ready } = launch::launch(&argv, &dir.join(LOG))?;
         let started = registry::started(pid.as_raw()).unwrap_or_default();
-        let record = Record { instance: config.instance, pid: pid.as_raw(), started, subnet: subnet.to_string(), dir, temporary: config.temporary };
+        let record = Record {
+            instance: config.instance,
+            pid: pid.as_raw(),
+            started,
+            subnet: subnet.to_string(),
+            dir,
+            temporary: config.temporary,
+        };
         registry::save(&config.registry, &record)?;
         let lifeline = config.tied.then_some(lifeline);
         let mut host = Host { record, socket, registry: config.registry, subnet, port: 0, lifeline, child: true };
@@ -111,7 +124,8 @@ impl Host {
             Err(error) => {
                 let log = host.record.dir.join(LOG);
                 let tail = fs::read_to_string(&log).unwrap_or_default();
-                let tail: String = tail.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+                let tail: String =
+                    tail.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
                 host.wait_for_end()?;
                 registry::forget(&host.registry, &host.record)?;
                 return Err(error.context(format!("start the local cluster's supervisor\n{tail}")));
@@ -124,9 +138,18 @@ impl Host {
     pub fn open(dir: &Path, registry: &Path) -> Result<Host> {
         let dir = std::path::absolute(dir).with_context(|| format!("resolve {}", dir.display()))?;
         let record = registry::all(registry).into_iter().find(|record| record.dir == dir && record.is_alive());
-        let record = record.ok_or_else(|| anyhow!("no local cluster is running in {}: start one with skiff up", dir.display()))?;
+        let record = record
+            .ok_or_else(|| anyhow!("no local cluster is running in {}: start one with skiff up", dir.display()))?;
         let subnet = record.subnet.parse()?;
-        let mut host = Host { socket: dir.join(SOCKET), record, registry: registry.to_owned(), subnet, port: 0, lifeline: None, child: false };
+        let mut host = Host {
+            socket: dir.join(SOCKET),
+            record,
+            registry: registry.to_owned(),
+            subnet,
+            port: 0,
+            lifeline: None,
+            child: false,
+        };
         host.port = host.status()?.port;
         Ok(host)
     }
@@ -204,7 +227,11 @@ impl Host {
     /// A node's network namespace.
     pub fn namespace(&self, name: &str) -> Result<File> {
         let status = self.status()?;
-        let node = status.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name} was started"))?;
+        let node = status
+            .nodes
+            .iter()
+            .find(|node| node.name == name)
+            .with_context(|| format!("no node {name} was started"))?;
         Ok(netns::open(Path::new(&format!("/proc/{}/fd/{}", status.pid, node.namespace_fd)))?)
     }
 
@@ -215,8 +242,12 @@ impl Host {
 
     /// The pid that a process of the instance has in the root PID namespace.
     pub fn outer_pid(&self, inner: i32) -> Result<i32> {
-        let ours = fs::read_link(format!("/proc/{}/ns/pid", self.record.pid)).context("find the instance's PID namespace")?;
-        let pids = fs::read_dir("/proc").context("list processes")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let ours =
+            fs::read_link(format!("/proc/{}/ns/pid", self.record.pid)).context("find the instance's PID namespace")?;
+        let pids = fs::read_dir("/proc")
+            .context("list processes")?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         for pid in pids {
             if fs::read_link(format!("/proc/{pid}/ns/pid")).ok().as_ref() != Some(&ours) {
                 continue;
@@ -286,7 +317,8 @@ impl Drop for Host {
 }
 
 fn check_instance(name: &str) -> Result<()> {
-    let fine = (1..=10).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let fine =
+        (1..=10).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     if !fine {
         bail!("{name:?} cannot name a local cluster: use 1 to 10 lower-case letters and digits");
     }

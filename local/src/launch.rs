@@ -41,7 +41,11 @@ pub fn launch(argv: &[String], log: &Path) -> Result<Launched> {
     envp.push(std::ptr::null());
 
     let nothing = File::open("/dev/null").context("open /dev/null")?;
-    let log = File::options().create(true).append(true).open(log).with_context(|| format!("open the log {}", log.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("open the log {}", log.display()))?;
     let (lifeline_end, lifeline) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
     let (ready, ready_end) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
     // Copies far above the numbers they shall get, so that putting one in place never overwrites another.
@@ -73,7 +77,8 @@ pub fn launch(argv: &[String], log: &Path) -> Result<Launched> {
         }
     }
     if pid < 0 {
-        return Err(std::io::Error::last_os_error()).context("make a PID and mount namespace for the local cluster (this needs root)");
+        return Err(std::io::Error::last_os_error())
+            .context("make a PID and mount namespace for the local cluster (this needs root)");
     }
     Ok(Launched { pid: Pid::from_raw(pid as i32), lifeline, ready })
 }

@@ -64,7 +64,10 @@ mod tests {
     fn a_subnet_in_use_is_passed_over() {
         let cidr = |text: &str| text.parse::<Cidr>().unwrap();
         assert_eq!(free_subnet(&[], 7).unwrap(), cidr("172.31.7.0/24"));
-        assert_eq!(free_subnet(&[cidr("172.31.255.0/24"), cidr("172.31.0.0/23"), cidr("0.0.0.0/0")], 255).unwrap(), cidr("172.31.2.0/24"));
+        assert_eq!(
+            free_subnet(&[cidr("172.31.255.0/24"), cidr("172.31.0.0/23"), cidr("0.0.0.0/0")], 255).unwrap(),
+            cidr("172.31.2.0/24")
+        );
         assert!(free_subnet(&[cidr("172.16.0.0/12")], 0).is_err());
     }
 }

@@ -101,7 +101,8 @@ pub fn forget(folder: &Path, record: &Record) -> Result<()> {
 
 /// Removes `skiff/INSTANCE` and all below it in every cgroup hierarchy, version 1 and 2.
 pub fn remove_cgroups(instance: &str) -> Result<()> {
-    let hierarchies = fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let hierarchies =
+        fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     for root in hierarchies.chain([PathBuf::from(CGROUPS)]) {
         let ours = root.join("skiff").join(instance);
         if ours.is_dir() {
@@ -122,7 +123,9 @@ fn remove_cgroup(path: &Path) -> io::Result<()> {
     // Processes killed a moment ago leave their cgroup a moment later; the kernel has no event for that in version 1.
     for _ in 0..200 {
         match fs::remove_dir(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(10))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => return other,
         }
@@ -138,7 +141,14 @@ mod tests {
     fn a_process_is_known_by_when_it_began() {
         let me = std::process::id() as i32;
         let began = started(me).unwrap();
-        let record = |started| Record { instance: "x".into(), pid: me, started, subnet: "172.31.0.0/24".into(), dir: "/".into(), temporary: false };
+        let record = |started| Record {
+            instance: "x".into(),
+            pid: me,
+            started,
+            subnet: "172.31.0.0/24".into(),
+            dir: "/".into(),
+            temporary: false,
+        };
         assert!(record(began).is_alive() && !record(began + 1).is_alive());
         assert_eq!(started(i32::MAX), None);
     }

@@ -56,14 +56,26 @@ pub enum Direction {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Makes the node's namespace and link without a process.
-    Prepare { name: String },
+    Prepare {
+        name: String,
+    },
     Spawn(NodeSpec),
     /// To the node's process alone, never to its children.
-    Kill { name: String, signal: i32 },
+    Kill {
+        name: String,
+        signal: i32,
+    },
     /// Kills what runs, waits for its end, and starts the same again.
-    Restart { name: String },
-    Cut { name: String, direction: Direction },
-    Heal { name: String },
+    Restart {
+        name: String,
+    },
+    Cut {
+        name: String,
+        direction: Direction,
+    },
+    Heal {
+        name: String,
+    },
     Status,
     Shutdown,
 }

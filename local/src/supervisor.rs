@@ -73,7 +73,8 @@ type Asked = (Request, oneshot::Sender<Answer>);
 
 fn prepare(path: &Path) -> Result<(tokio::runtime::Runtime, Supervisor, Doors)> {
     let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let spec: SupervisorSpec = serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
+    let spec: SupervisorSpec =
+        serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
     // Still the parent's /proc: the name of this process there is its pid in the root namespace.
     let own = std::fs::read_link("/proc/self").context("read /proc/self")?;
     let pid = own.to_str().and_then(|name| name.parse().ok()).context("understand /proc/self")?;
@@ -87,7 +88,11 @@ fn prepare(path: &Path) -> Result<(tokio::runtime::Runtime, Supervisor, Doors)> 
     let doors = runtime.block_on(open_doors(&spec))?;
     let port = doors.api.local_addr().context("find the API's port")?.port();
     let live = watch::Sender::new(Live::new());
-    Ok((runtime, Supervisor { spec, pid, port, began: Instant::now(), switch, children: Children::default(), live }, doors))
+    Ok((
+        runtime,
+        Supervisor { spec, pid, port, began: Instant::now(), switch, children: Children::default(), live },
+        doors,
+    ))
 }
 
 /// Nothing mounted here is seen outside, and /proc shows this PID namespace.
@@ -107,9 +112,11 @@ async fn open_doors(spec: &SupervisorSpec) -> Result<Doors> {
         _ => {}
     }
     let control = UnixListener::bind(&spec.socket).with_context(|| format!("listen on {}", spec.socket.display()))?;
-    std::fs::set_permissions(&spec.socket, std::fs::Permissions::from_mode(0o600)).context("close the socket to others")?;
+    std::fs::set_permissions(&spec.socket, std::fs::Permissions::from_mode(0o600))
+        .context("close the socket to others")?;
     let api = TcpListener::bind((Ipv4Addr::LOCALHOST, spec.port)).await;
-    let api = api.with_context(|| format!("listen on 127.0.0.1:{}: choose another port, or 0 for any free one", spec.port))?;
+    let api =
+        api.with_context(|| format!("listen on 127.0.0.1:{}: choose another port, or 0 for any free one", spec.port))?;
     Ok(Doors { control, api })
 }
 
@@ -198,7 +205,8 @@ impl Supervisor {
                 Answer::Done
             }
             Request::Restart { name } => {
-                let spec = self.children.get(&name).with_context(|| format!("no node {name} was started"))?.spec.clone();
+                let spec =
+                    self.children.get(&name).with_context(|| format!("no node {name} was started"))?.spec.clone();
                 if self.children.is_running(&name) {
                     self.children.kill(&name, Signal::SIGKILL)?;
                     self.wait_for_end(&name).await?;
@@ -263,7 +271,8 @@ impl Supervisor {
 
     fn publish_live(&self) {
         let nodes = self.switch.ports().iter();
-        let live = nodes.filter(|(name, port)| plan::is_server(name) && port.cut.is_none() && self.children.is_running(name));
+        let live =
+            nodes.filter(|(name, port)| plan::is_server(name) && port.cut.is_none() && self.children.is_running(name));
         let live: Live = live.map(|(name, port)| (name.clone(), port.address)).collect();
         self.live.send_if_modified(|now| {
             let changed = *now != live;

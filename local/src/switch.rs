@@ -90,7 +90,12 @@ impl Switch {
             let mut rt = Rt::open()?;
             up(&mut rt, "lo")?;
             let inside = up(&mut rt, INSIDE)?;
-            rt.add_address(Address { index: inside.index, ip, prefix: subnet.prefix(), scope: libc::RT_SCOPE_UNIVERSE })?;
+            rt.add_address(Address {
+                index: inside.index,
+                ip,
+                prefix: subnet.prefix(),
+                scope: libc::RT_SCOPE_UNIVERSE,
+            })?;
             if uplink {
                 let everywhere = Cidr::around(Ipv4Addr::UNSPECIFIED, 0);
                 let via = subnet.nth(plan::UPLINK_HOST);

@@ -46,7 +46,8 @@ fn main() {
     }
 }
 
-/// What nodes run: answers each connection with its name. With a name ending in "+", first leaves an orphan behind.
+/// What nodes run: answers each connection with its name. With the name `orphan:FILE`, first leaves a child behind and its pid in the file.
+#[expect(clippy::zombie_processes, reason = "the orphan must outlive this process")]
 fn serve(name: &str, port: u16) {
     if let Some(file) = name.strip_prefix("orphan:") {
         let child = std::process::Command::new("/proc/self/exe").args(["serve", "orphan", "7000"]).spawn().unwrap();

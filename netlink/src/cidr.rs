@@ -74,7 +74,8 @@ impl FromStr for Cidr {
         let bad = |reason| BadCidr { text: text.to_owned(), reason };
         let (address, prefix) = text.split_once('/').ok_or_else(|| bad("the /prefix is missing"))?;
         let address: Ipv4Addr = address.parse().map_err(|_| bad("the address is not one"))?;
-        let prefix: u8 = prefix.parse().ok().filter(|bits| *bits <= 32).ok_or_else(|| bad("the prefix is not 0 to 32"))?;
+        let prefix: u8 =
+            prefix.parse().ok().filter(|bits| *bits <= 32).ok_or_else(|| bad("the prefix is not 0 to 32"))?;
         let cidr = Cidr::around(address, prefix);
         if cidr.base() != address {
             return Err(bad("bits are set beyond the prefix"));

@@ -74,6 +74,9 @@ fn write_tuple(message: &mut Message, tuple: &Tuple) {
         ip.address(1, tuple.source).address(2, tuple.destination);
     });
     message.nest(2, |proto| {
-        proto.attr(1, &[tuple.protocol]).attr(2, &tuple.source_port.to_be_bytes()).attr(3, &tuple.destination_port.to_be_bytes());
+        proto
+            .attr(1, &[tuple.protocol])
+            .attr(2, &tuple.source_port.to_be_bytes())
+            .attr(3, &tuple.destination_port.to_be_bytes());
     });
 }

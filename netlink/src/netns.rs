@@ -22,7 +22,8 @@ pub fn current() -> Result<File> {
 /// A new network namespace, which lives as long as the file (or a process or mount) holds it. Its loopback is down.
 pub fn create() -> Result<File> {
     on_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| Error::new("make a network namespace (this needs root)", error))?;
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| Error::new("make a network namespace (this needs root)", error))?;
         current()
     })
 }

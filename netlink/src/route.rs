@@ -136,7 +136,11 @@ impl Rt {
         const IFLA_VXLAN_LEARNING: u16 = 7;
         const IFLA_VXLAN_PORT: u16 = 15;
         let mut message = Message::new(libc::RTM_NEWLINK, CREATE);
-        message.raw(&[0; IFINFO_LENGTH]).text(libc::IFLA_IFNAME, name).attr(libc::IFLA_ADDRESS, &mac).number(libc::IFLA_MTU, mtu);
+        message
+            .raw(&[0; IFINFO_LENGTH])
+            .text(libc::IFLA_IFNAME, name)
+            .attr(libc::IFLA_ADDRESS, &mac)
+            .number(libc::IFLA_MTU, mtu);
         message.nest(IFLA_LINKINFO, |info| {
             info.attr(IFLA_INFO_KIND, b"vxlan").nest(IFLA_INFO_DATA, |data| {
                 data.number(IFLA_VXLAN_ID, id)
@@ -302,7 +306,16 @@ fn route_message(kind: u16, flags: i32, route: &Route) -> Message {
         _ => libc::RT_SCOPE_UNIVERSE,
     };
     let mut message = Message::new(kind, flags);
-    message.raw(&[libc::AF_INET as u8, route.to.prefix(), 0, 0, libc::RT_TABLE_MAIN, route.protocol, scope, route.kind]);
+    message.raw(&[
+        libc::AF_INET as u8,
+        route.to.prefix(),
+        0,
+        0,
+        libc::RT_TABLE_MAIN,
+        route.protocol,
+        scope,
+        route.kind,
+    ]);
     message.raw(&(if route.onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
     message.address(libc::RTA_DST, route.to.base());
     if let Some(device) = route.device {

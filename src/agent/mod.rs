@@ -91,7 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         pids_max: 0,
     };
     let pods = Pods::start(config, deps, desired, reports_in).await?;
-    let names = names::start(&network, &welcome).await?;
+    let names = names::start(&welcome).await?;
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));
     tokio::spawn(wiring::follow(link.clone(), network, names, desired_in, options.node.clone()));

@@ -1,20 +1,34 @@
 //! Cluster DNS on this node, kept in step with the tables.
 
 use super::tables::Tables;
+use anyhow::Context as _;
+use skiff_dns::{Server, Zone};
+use skiff_proto::fleet::Welcome;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Where new zones go.
+/// The running server, and where new zones go.
 pub struct Names {
-    zone: watch::Sender<Arc<()>>,
+    domain: String,
+    zone: watch::Sender<Arc<Zone>>,
+    _server: Server,
+}
+
+/// Answers at the cluster DNS address, which the network has put on this node's loopback.
+pub async fn start(welcome: &Welcome) -> anyhow::Result<Names> {
+    let address: Ipv4Addr = welcome.cluster_dns.parse().context("the cluster DNS address from the server")?;
+    let domain = welcome.cluster_domain.clone();
+    let (zone, follower) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
+    let listen = vec![SocketAddr::new(IpAddr::V4(address), 53)];
+    let server = Server::start(listen, skiff_dns::host_upstreams(Some(address)), follower).await?;
+    Ok(Names { domain, zone, _server: server })
 }
 
 impl Names {
-    pub fn update(&self, _: &Tables) {
-        self.zone.send_replace(Arc::default());
+    pub fn update(&self, tables: &Tables) {
+        let services: Vec<_> = tables.services.values().cloned().collect();
+        let slices: Vec<_> = tables.slices.values().cloned().collect();
+        self.zone.send_replace(Arc::new(Zone::new(&self.domain, &services, &slices)));
     }
-}
-
-pub async fn start(_: &skiff_network::Network, _: &skiff_proto::fleet::Welcome) -> anyhow::Result<Names> {
-    Ok(Names { zone: watch::Sender::new(Arc::default()) })
 }

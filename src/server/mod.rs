@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub images: images::Images,
     /// This server's certificate, for when it is a client of its peers.
     pub own: skiff_identity::Pair,
+    /// Whether joining machines are judged yet: before that, a token may only not have been written.
+    pub admits: std::sync::atomic::AtomicBool,
 }
 
 impl Shared {
@@ -121,13 +123,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await?;
     let images = images::Images::open(&options.data_dir.join("server/images"))?;
-    let shared = Arc::new(Shared { options: options.clone(), ca, files, store: store.clone(), service_cidr, images, own });
+    let shared = Arc::new(Shared { options: options.clone(), ca, files, store: store.clone(), service_cidr, images, own, admits: false.into() });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
     files_for_people(&shared, &options)?;
     let client = api.client(UserInfo::apiserver());
+    api.ready().await;
     for token in &options.bootstrap_tokens {
         join::accept_token(&client, &token.parse()?, None).await.context("accepting --bootstrap-token")?;
     }
+    shared.admits.store(true, std::sync::atomic::Ordering::Release);
     tracing::info!(name = options.name, api = api_addr, member = format_args!("{:x}", store.id()), "this server is ready");
     wait_for_signal(&store).await;
     store.stop().await;

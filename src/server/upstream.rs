@@ -83,6 +83,9 @@ impl ApiUpstream {
     async fn do_join(self, request: pb::JoinRequest) -> Result<pb::JoinAnswer, UpstreamError> {
         let refused = |why: &dyn std::fmt::Display| UpstreamError::Refused(why.to_string());
         let token: Token = request.token.parse().map_err(|e| refused(&e))?;
+        if !self.shared.admits.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(UpstreamError::Unavailable("this server is starting".into()));
+        }
         self.check_token(&token).await?;
         let shared = &self.shared;
         let mut answer = pb::JoinAnswer {

@@ -94,7 +94,11 @@ fn refuse(batch: &mut Batch) {
 fn services(batch: &mut Batch, service_cidr: Cidr) {
     batch.add_rule(
         SERVICES,
-        &[Expr::Load(Load::Destination, REG_1), Expr::InSet(OWN_ADDRESSES.to_owned(), REG_1), Expr::Verdict(Verdict::Return)],
+        &[
+            Expr::Load(Load::Destination, REG_1),
+            Expr::InSet(OWN_ADDRESSES.to_owned(), REG_1),
+            Expr::Verdict(Verdict::Return),
+        ],
     );
     batch.add_rule(
         SERVICES,

@@ -126,17 +126,22 @@ impl Inner {
         let uplink_range = Cidr::around(held.ip, held.prefix);
         for range in [config.cluster_cidr, config.service_cidr] {
             if range.overlaps(&uplink_range) && held.prefix < 32 {
-                bail!("the range {range} overlaps {uplink_range}, the node's own network: choose another range for pods or services");
+                bail!(
+                    "the range {range} overlaps {uplink_range}, the node's own network: choose another range for pods or services"
+                );
             }
         }
-        let find = |wanted: &dyn Fn(&Link) -> bool| links.iter().find(|link| wanted(link)).cloned().context("a network device vanished");
+        let find = |wanted: &dyn Fn(&Link) -> bool| {
+            links.iter().find(|link| wanted(link)).cloned().context("a network device vanished")
+        };
         let uplink = find(&|link| link.index == held.index)?;
         let loopback = find(&|link| link.name == "lo")?.index;
         rt.set_up(loopback)?;
         parameters()?;
         // Pods here that are not there are refused at once rather than sent to the default gateway.
         rt.add_route(&unreachable(config.pod_cidr))?;
-        let to_services = Route { source: Some(config.node_ip), ..Route::direct(config.service_cidr, loopback, PROTOCOL) };
+        let to_services =
+            Route { source: Some(config.node_ip), ..Route::direct(config.service_cidr, loopback, PROTOCOL) };
         rt.add_route(&to_services)?;
         let mut inner = Inner {
             pool: Pool::new(config.pod_cidr),
@@ -182,7 +187,11 @@ impl Inner {
         for route in self.rt.routes()?.into_iter().filter(|route| route.protocol == PROTOCOL) {
             let (Some(via), Some(device)) = (route.via, route.device) else { continue };
             // Behind which machine a tunnel ends is not in the route; an unknown one is replaced by the first list of nodes.
-            let way = if Some(device) == tunnel { Way::Tunnel { node_ip: Ipv4Addr::UNSPECIFIED } } else { Way::Direct { node_ip: via } };
+            let way = if Some(device) == tunnel {
+                Way::Tunnel { node_ip: Ipv4Addr::UNSPECIFIED }
+            } else {
+                Way::Direct { node_ip: via }
+            };
             self.ways.insert(route.to, way);
         }
         Ok(())
@@ -203,7 +212,11 @@ impl Inner {
             self.detach(uid)?;
         }
         let ip = self.pool.take().ok_or_else(|| {
-            anyhow!("all {} pod addresses of {} are taken: fewer pods, or a wider range a node", self.pool.capacity(), self.config.pod_cidr)
+            anyhow!(
+                "all {} pod addresses of {} are taken: fewer pods, or a wider range a node",
+                self.pool.capacity(),
+                self.config.pod_cidr
+            )
         })?;
         let mtu = self.pod_mtu();
         let connected = pods::connect(&mut self.rt, uid, &namespace, ip, mtu);
@@ -246,7 +259,8 @@ impl Inner {
 
     fn set_nodes(&mut self, peers: &[Peer]) -> Result<()> {
         let wanted = peers::ways(&self.config, self.uplink_range, peers);
-        let stale: Vec<_> = self.ways.iter().filter(|(to, way)| wanted.get(to) != Some(way)).map(|(to, way)| (*to, *way)).collect();
+        let stale: Vec<_> =
+            self.ways.iter().filter(|(to, way)| wanted.get(to) != Some(way)).map(|(to, way)| (*to, *way)).collect();
         for (to, way) in stale {
             if let Some(device) = self.device_of(way, false)? {
                 peers::close(&mut self.rt, device, to, way)?;
@@ -258,7 +272,8 @@ impl Inner {
                 continue;
             }
             let device = self.device_of(way, true)?.context("the overlay's device vanished")?;
-            peers::open(&mut self.rt, &self.config, device, to, way).with_context(|| format!("open the way to {to}"))?;
+            peers::open(&mut self.rt, &self.config, device, to, way)
+                .with_context(|| format!("open the way to {to}"))?;
             self.ways.insert(to, way);
         }
         Ok(())
@@ -295,7 +310,9 @@ impl Inner {
         if !gone.is_empty() {
             let stale = |flow: &conntrack::Flow| {
                 flow.original.protocol == libc::IPPROTO_UDP as u8
-                    && gone.iter().any(|endpoint| endpoint.ip == flow.reply.source && endpoint.port == flow.reply.source_port)
+                    && gone
+                        .iter()
+                        .any(|endpoint| endpoint.ip == flow.reply.source && endpoint.port == flow.reply.source_port)
             };
             conntrack::delete(&mut self.conntrack, stale)?;
         }
@@ -303,7 +320,8 @@ impl Inner {
     }
 
     fn program(&self) -> Program {
-        let hosts = self.pods.values().filter(|pod| !pod.host_ports.is_empty()).map(|pod| (pod.ip, pod.host_ports.as_slice()));
+        let hosts =
+            self.pods.values().filter(|pod| !pod.host_ports.is_empty()).map(|pod| (pod.ip, pod.host_ports.as_slice()));
         Program::new(&self.services, hosts, self.config.cluster_cidr)
     }
 
@@ -345,7 +363,9 @@ impl Inner {
     }
 
     fn pod_mtu(&self) -> u32 {
-        let room = if self.config.overlay == Overlay::Vxlan || self.ways.values().any(|way| matches!(way, Way::Tunnel { .. })) {
+        let room = if self.config.overlay == Overlay::Vxlan
+            || self.ways.values().any(|way| matches!(way, Way::Tunnel { .. }))
+        {
             peers::OVERHEAD_BYTES
         } else {
             0
@@ -372,7 +392,9 @@ impl Inner {
         self.programmed = None;
         self.nft.drop_table(FAMILY, TABLE)?;
         match std::fs::remove_file(self.host_ports_file()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the record of host ports"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove the record of host ports")
+            }
             _ => Ok(()),
         }
     }
@@ -388,7 +410,12 @@ impl Inner {
     }
 
     fn save_host_ports(&self) -> Result<()> {
-        let all: BTreeMap<_, _> = self.pods.iter().filter(|(_, pod)| !pod.host_ports.is_empty()).map(|(uid, pod)| (uid, &pod.host_ports)).collect();
+        let all: BTreeMap<_, _> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| !pod.host_ports.is_empty())
+            .map(|(uid, pod)| (uid, &pod.host_ports))
+            .collect();
         let file = self.host_ports_file();
         let fresh = file.with_extension("json.new");
         let write = || {

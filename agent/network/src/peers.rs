@@ -27,7 +27,9 @@ pub enum Way {
 pub fn ways(config: &Config, uplink: Cidr, peers: &[Peer]) -> BTreeMap<Cidr, Way> {
     peers
         .iter()
-        .filter(|peer| peer.name != config.node && peer.node_ip != config.node_ip && !peer.pod_cidr.overlaps(&config.pod_cidr))
+        .filter(|peer| {
+            peer.name != config.node && peer.node_ip != config.node_ip && !peer.pod_cidr.overlaps(&config.pod_cidr)
+        })
         .map(|peer| {
             let node_ip = peer.node_ip;
             let direct = match config.overlay {
@@ -54,7 +56,12 @@ pub fn tunnel_device(rt: &mut Rt, config: &Config, mtu: u32) -> Result<u32> {
     rt.add_vxlan(DEVICE, NETWORK_ID, UDP_PORT, config.node_ip, tunnel_mac(config.pod_cidr), mtu)?;
     let index = rt.link(DEVICE)?.map(|link| link.index).unwrap_or_default();
     rt.set_up(index)?;
-    rt.add_address(skiff_netlink::route::Address { index, ip: config.pod_cidr.base(), prefix: 32, scope: libc::RT_SCOPE_UNIVERSE })?;
+    rt.add_address(skiff_netlink::route::Address {
+        index,
+        ip: config.pod_cidr.base(),
+        prefix: 32,
+        scope: libc::RT_SCOPE_UNIVERSE,
+    })?;
     Ok(index)
 }
 
@@ -74,7 +81,9 @@ pub fn open(rt: &mut Rt, config: &Config, device: u32, to: Cidr, way: Way) -> Re
 /// Closes a way.
 pub fn close(rt: &mut Rt, device: u32, to: Cidr, way: Way) -> Result<()> {
     match way {
-        Way::Direct { node_ip } => rt.delete_route(&Route { via: Some(node_ip), ..Route::direct(to, device, PROTOCOL) }),
+        Way::Direct { node_ip } => {
+            rt.delete_route(&Route { via: Some(node_ip), ..Route::direct(to, device, PROTOCOL) })
+        }
         Way::Tunnel { node_ip } => {
             rt.delete_route(&Route { via: Some(to.base()), onlink: true, ..Route::direct(to, device, PROTOCOL) })?;
             rt.delete_neighbour(device, to.base())?;
@@ -101,7 +110,11 @@ mod tests {
             state_dir: "/nowhere".into(),
             overlay: Overlay::Auto,
         };
-        let peer = |name: &str, node_ip: [u8; 4], range: &str| Peer { name: name.into(), node_ip: node_ip.into(), pod_cidr: cidr(range) };
+        let peer = |name: &str, node_ip: [u8; 4], range: &str| Peer {
+            name: name.into(),
+            node_ip: node_ip.into(),
+            pod_cidr: cidr(range),
+        };
         let near = Ipv4Addr::new(172, 31, 0, 2);
         let far = Ipv4Addr::new(192, 168, 7, 7);
         let peers = [

@@ -19,7 +19,9 @@ const LABEL: &str = "skiff-pod";
 /// The name of the node's end: within the 15 bytes a device name may have.
 pub fn device_name(uid: &str) -> String {
     // FNV-1a, 64 bits.
-    let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = uid
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("sk{:012x}", hash >> 16)
 }
 
@@ -46,7 +48,8 @@ pub fn connect(rt: &mut Rt, uid: &str, namespace: &File, ip: Ipv4Addr, mtu: u32)
     let node_end = End { name: &name, mac: Some(NODE_MAC), namespace: None };
     let pod_end = End { name: INSIDE, mac: Some(pod_mac(ip)), namespace: Some(namespace.as_fd()) };
     rt.add_veth(node_end, pod_end, mtu, &label(uid, ip))?;
-    let gone = || Error::new(format!("find the device {name} just made"), std::io::Error::from(std::io::ErrorKind::NotFound));
+    let gone =
+        || Error::new(format!("find the device {name} just made"), std::io::Error::from(std::io::ErrorKind::NotFound));
     let index = rt.link(&name)?.ok_or_else(gone)?.index;
     let finish = (|| {
         rt.set_up(index)?;

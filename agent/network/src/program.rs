@@ -14,7 +14,10 @@ use crate::rules::{Choice, Endpoint, PortKey, ServicePort, ServiceState};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
     /// Send to one of the endpoints; a sticky client always to the same.
-    Balance { endpoints: Vec<Endpoint>, sticky: bool },
+    Balance {
+        endpoints: Vec<Endpoint>,
+        sticky: bool,
+    },
     /// Connections from inside the cluster are another chain's.
     FromInside(Cidr, String),
     /// The answer must come back through this node.
@@ -118,7 +121,8 @@ pub fn change(batch: &mut Batch, from: &Program, to: &Program) {
     let of = |program: &'_ Program, map| program.maps.get(map).cloned().unwrap_or_else(|| none.clone());
     for map in maps {
         let (old, new) = (of(from, map), of(to, map));
-        let gone: Vec<_> = old.iter().filter(|(key, verdict)| new.get(*key) != Some(*verdict)).map(|(key, _)| key.clone()).collect();
+        let gone: Vec<_> =
+            old.iter().filter(|(key, verdict)| new.get(*key) != Some(*verdict)).map(|(key, _)| key.clone()).collect();
         batch.delete_elements(map, &gone);
     }
     for (name, lines) in &to.chains {
@@ -236,7 +240,8 @@ mod tests {
             change(&mut batch, from, to);
             batch.len()
         };
-        let (all, one_changed, one_less) = (program(&state(200, None)), program(&state(200, Some(7))), program(&state(199, None)));
+        let (all, one_changed, one_less) =
+            (program(&state(200, None)), program(&state(200, Some(7))), program(&state(199, None)));
         assert_eq!(cost(&all, &all), 0);
         assert_eq!(cost(&all, &one_changed), 2, "flush the chain, add its rule");
         assert_eq!(cost(&all, &one_less), 3, "delete the element, flush and delete the chain");

@@ -96,7 +96,12 @@ fn ports_of(service: &Service, slices: &[&EndpointSlice], node: &str) -> Vec<(Po
         .external_ips
         .iter()
         .flatten()
-        .chain(balancer.iter().flat_map(|status| status.ingress.iter().flatten()).filter_map(|ingress| ingress.ip.as_ref()))
+        .chain(
+            balancer
+                .iter()
+                .flat_map(|status| status.ingress.iter().flatten())
+                .filter_map(|ingress| ingress.ip.as_ref()),
+        )
         .filter_map(|ip| ip.parse().ok())
         .collect();
     let keep_client = spec.external_traffic_policy.as_deref() == Some("Local");
@@ -149,7 +154,8 @@ fn candidates(slices: &[&EndpointSlice], port: &SpecPort, protocol: Protocol, no
     let mut found = Vec::new();
     for slice in slices {
         let ports = slice.ports.iter().flatten().filter(|offered| {
-            offered.name.as_deref().unwrap_or_default() == wanted && Protocol::named(offered.protocol.as_deref()) == Some(protocol)
+            offered.name.as_deref().unwrap_or_default() == wanted
+                && Protocol::named(offered.protocol.as_deref()) == Some(protocol)
         });
         for at in ports.filter_map(|offered| offered.port.and_then(number)) {
             for endpoint in slice.endpoints.iter().flatten() {
@@ -176,7 +182,8 @@ fn candidate(endpoint: &SliceEndpoint, port: u16, node: &str) -> Option<Candidat
 
 fn choose(candidates: &[Candidate], local: bool) -> Choice {
     let pick = |keep: &dyn Fn(&Candidate) -> bool| -> Vec<Endpoint> {
-        let set: BTreeSet<Endpoint> = candidates.iter().filter(|candidate| keep(candidate)).map(|candidate| candidate.at).collect();
+        let set: BTreeSet<Endpoint> =
+            candidates.iter().filter(|candidate| keep(candidate)).map(|candidate| candidate.at).collect();
         set.into_iter().collect()
     };
     let usable = |here: bool| {
@@ -226,18 +233,32 @@ mod tests {
     const A: &str = r#"{"addresses":["10.42.1.2"],"nodeName":"n1","conditions":{"ready":true}}"#;
     const B: &str = r#"{"addresses":["10.42.2.2"],"nodeName":"n2","conditions":{"ready":true}}"#;
     const UNREADY: &str = r#"{"addresses":["10.42.1.3"],"nodeName":"n1","conditions":{"ready":false,"serving":false}}"#;
-    const LEAVING: &str = r#"{"addresses":["10.42.2.9"],"nodeName":"n2","conditions":{"ready":false,"serving":true,"terminating":true}}"#;
+    const LEAVING: &str =
+        r#"{"addresses":["10.42.2.9"],"nodeName":"n2","conditions":{"ready":false,"serving":true,"terminating":true}}"#;
 
     #[test]
     fn endpoints_are_chosen_by_readiness_and_policy() {
         fn check(spec: &str, endpoints: &[&str], inside: &[&str], outside: &[&str]) {
             let got = one(spec, &endpoints.join(",")).unwrap();
-            assert_eq!((ips(&got.inside), ips(&got.outside)), (inside.iter().map(|s| s.to_string()).collect(), outside.iter().map(|s| s.to_string()).collect()));
+            assert_eq!(
+                (ips(&got.inside), ips(&got.outside)),
+                (inside.iter().map(|s| s.to_string()).collect(), outside.iter().map(|s| s.to_string()).collect())
+            );
         }
-        check("", &[A, B, UNREADY, LEAVING], &["10.42.1.2:8080", "10.42.2.2:8080"], &["10.42.1.2:8080", "10.42.2.2:8080"]);
+        check(
+            "",
+            &[A, B, UNREADY, LEAVING],
+            &["10.42.1.2:8080", "10.42.2.2:8080"],
+            &["10.42.1.2:8080", "10.42.2.2:8080"],
+        );
         check("", &[UNREADY, LEAVING], &["10.42.2.9:8080"], &["10.42.2.9:8080"]);
         check("", &[UNREADY], &[], &[]);
-        check(r#","internalTrafficPolicy":"Local""#, &[A, B], &["10.42.1.2:8080"], &["10.42.1.2:8080", "10.42.2.2:8080"]);
+        check(
+            r#","internalTrafficPolicy":"Local""#,
+            &[A, B],
+            &["10.42.1.2:8080"],
+            &["10.42.1.2:8080", "10.42.2.2:8080"],
+        );
         check(r#","externalTrafficPolicy":"Local""#, &[B], &["10.42.2.2:8080"], &[]);
     }
 
@@ -252,7 +273,8 @@ mod tests {
     #[test]
     fn headless_and_external_names_have_no_rules() {
         assert_eq!(one(r#","type":"ExternalName","externalName":"x.example""#, A), None);
-        let headless = service(r#"{"metadata":{"name":"web","namespace":"d"},"spec":{"clusterIP":"None","ports":[{"port":80}]}}"#);
+        let headless =
+            service(r#"{"metadata":{"name":"web","namespace":"d"},"spec":{"clusterIP":"None","ports":[{"port":80}]}}"#);
         assert!(desired(&[headless], &[], "n1").ports.is_empty());
     }
 }

@@ -81,7 +81,11 @@ async fn two_nodes(test: &str, overlay: Overlay) -> [Node; 2] {
         nodes.push(Node { namespace, network, ip, _state: StateDir(state_dir(test, n)) });
     }
     let peers: Vec<_> = (1u8..=2)
-        .map(|n| Peer { name: format!("n{n}"), node_ip: Ipv4Addr::new(172, 31, 9, n), pod_cidr: format!("10.42.{n}.0/24").parse().unwrap() })
+        .map(|n| Peer {
+            name: format!("n{n}"),
+            node_ip: Ipv4Addr::new(172, 31, 9, n),
+            pod_cidr: format!("10.42.{n}.0/24").parse().unwrap(),
+        })
         .collect();
     for node in &nodes {
         node.network.set_nodes(peers.clone()).await.unwrap();
@@ -131,7 +135,8 @@ fn ask(namespace: &File, to: (Ipv4Addr, u16)) -> std::io::Result<String> {
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 50);
 
 fn service(endpoints: &[Ipv4Addr], protocol: Protocol, node_port: Option<u16>, sticky: bool) -> ServiceState {
-    let choice = Choice { endpoints: endpoints.iter().map(|ip| Endpoint { ip: *ip, port: 8080 }).collect(), elsewhere: false };
+    let choice =
+        Choice { endpoints: endpoints.iter().map(|ip| Endpoint { ip: *ip, port: 8080 }).collect(), elsewhere: false };
     let key = PortKey { namespace: "default".into(), service: "web".into(), protocol, port: 80 };
     let port = ServicePort {
         cluster_ips: vec![SERVICE],
@@ -211,7 +216,8 @@ async fn pods_and_services(test: &str, overlay: Overlay) {
         node.network.teardown().await.unwrap();
         netns::inside_file(&node.namespace, || {
             let mut rt = Rt::open().unwrap();
-            let names: Vec<_> = rt.links().unwrap().into_iter().map(|link| link.name).filter(|name| name.starts_with("sk")).collect();
+            let names: Vec<_> =
+                rt.links().unwrap().into_iter().map(|link| link.name).filter(|name| name.starts_with("sk")).collect();
             assert_eq!(names, Vec::<String>::new());
             assert_eq!(rt.routes().unwrap().into_iter().filter(|route| route.protocol == 83).count(), 0);
         })
@@ -245,7 +251,8 @@ async fn a_restart_finds_pods_and_rules() {
     one.network.set_services(service(&[a.ip], Protocol::Tcp, None, false)).await.unwrap();
     assert_eq!(ask(&two.namespace, (one.ip, 8081)).unwrap(), format!("a {}", two.ip));
 
-    let again = netns::inside_file(&one.namespace, || Network::start(config("restart", 1, Overlay::Auto)).unwrap()).unwrap();
+    let again =
+        netns::inside_file(&one.namespace, || Network::start(config("restart", 1, Overlay::Auto)).unwrap()).unwrap();
     assert_eq!(again.pods().into_iter().map(|pod| (pod.uid, pod.ip)).collect::<Vec<_>>(), [("pod-a".to_owned(), a.ip)]);
     // What the first process programmed goes on; the second adds to it and replaces it without a gap.
     assert!(ask(&one.namespace, (SERVICE, 80)).unwrap().starts_with("a "));
@@ -281,7 +288,8 @@ async fn what_leaves_the_cluster_is_masqueraded() {
     netns::inside_file(&one.namespace, || {
         let mut rt = Rt::open().unwrap();
         let up = rt.link("up0").unwrap().unwrap().index;
-        rt.add_route(&Route { via: Some(two.ip), ..Route::direct(skiff_network::Cidr::around(outside, 32), up, 4) }).unwrap();
+        rt.add_route(&Route { via: Some(two.ip), ..Route::direct(skiff_network::Cidr::around(outside, 32), up, 4) })
+            .unwrap();
     })
     .unwrap();
     serve(&two.namespace, 9000, "outside");
@@ -297,7 +305,8 @@ async fn udp_follows_its_endpoints_and_dns_stays_here() {
         return;
     }
     let [one, two] = two_nodes("udp", Overlay::Auto).await;
-    let (a, b, c) = (pod(&one, "pod-a", vec![]).await, pod(&one, "pod-b", vec![]).await, pod(&one, "pod-c", vec![]).await);
+    let (a, b, c) =
+        (pod(&one, "pod-a", vec![]).await, pod(&one, "pod-b", vec![]).await, pod(&one, "pod-c", vec![]).await);
     let echo = |namespace: &File, at: (Ipv4Addr, u16), name: &'static str| {
         let socket = netns::inside_file(namespace, || UdpSocket::bind(at).unwrap()).unwrap();
         std::thread::spawn(move || {

@@ -113,6 +113,7 @@ impl Client {
         self.state.store.revision()
     }
 
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the request")]
     async fn run(
         &self,
         kind: &Kind,
@@ -292,6 +293,7 @@ fn typed(kind: &Kind, object: &Stored) -> Value {
 
 /// A notice as controllers want it.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "a failure ends the watch; boxing it would only clutter")]
 pub enum Event {
     Added(Value),
     Modified(Value),

@@ -24,7 +24,7 @@ pub struct Config {
     pub ca_pem: String,
     /// Where clients reach the API: `host:port`, shown in discovery; the listener's address when empty.
     pub advertise: String,
-    /// The address and port that the `kubernetes` Service leads to; no endpoints are kept when empty.
+    /// Where this server's API is: what the `kubernetes` Service leads to while the store's members tell no address of theirs.
     pub endpoints: Vec<std::net::SocketAddr>,
     /// Whether controllers run elsewhere in this process: without them, nothing makes the default accounts.
     pub controllers: bool,

@@ -42,7 +42,7 @@ pub fn call(asked: Asked) -> Result<Call, Status> {
         sub => &kind.subresource(sub).ok_or_else(Status::no_such_resource)?.verbs,
     };
     // Below an object, reading goes by `get` however it is asked for.
-    let served = verbs.iter().any(|v| *v == info.verb);
+    let served = verbs.contains(&info.verb);
     let on_collection = matches!(info.verb.as_str(), "create" | "list" | "deletecollection");
     let misplaced = info.subresource.is_empty() && info.verb != "watch" && named == on_collection;
     if !served || misplaced {

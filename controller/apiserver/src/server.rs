@@ -53,7 +53,7 @@ pub type GrpcService = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response>
 /// The API server. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer {
-    state: Arc<State>,
+    pub(crate) state: Arc<State>,
     grpc: Option<GrpcService>,
 }
 
@@ -307,7 +307,7 @@ async fn prepare(server: ApiServer) {
     loop {
         let made = async {
             bootstrap::run(&client).await?;
-            kubernetes::ensure(&server.state, &client).await
+            kubernetes::ensure_service(&server.state, &client).await
         };
         match made.await {
             Ok(()) => break,
@@ -318,4 +318,5 @@ async fn prepare(server: ApiServer) {
     }
     let _ = server.state.policy.load(&server.state.store).await;
     server.state.ready.store(true, Ordering::Release);
+    kubernetes::follow(server).await;
 }

@@ -19,7 +19,7 @@ const COMMAND_MAX: Duration = Duration::from_secs(30);
 struct Kubectl {
     cluster: Cluster,
     config: PathBuf,
-    /// Falls back to SPDY, which older versions only speak.
+    /// Speaks SPDY, as older versions do.
     spdy: bool,
 }
 
@@ -133,6 +133,69 @@ async fn logs() -> anyhow::Result<()> {
     k.check("logs -f web", "", "first\nsecond\n", "", 0).await
 }
 
+/// Commands of every day; most of the `create`s send protobuf.
+async fn everyday() -> anyhow::Result<()> {
+    let k = Kubectl::start(false).await?;
+    let manifest = k.cluster.folder.join("app.json");
+    let text = |image: &str| {
+        serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app"},
+            "spec": {
+                "selector": {"matchLabels": {"app": "app"}},
+                "template": {
+                    "metadata": {"labels": {"app": "app"}},
+                    "spec": {"containers": [{"name": "c", "image": image}]},
+                },
+            },
+        })
+        .to_string()
+    };
+    let file = manifest.display();
+    let apply = format!("apply -f {file}");
+    let server_side = format!("apply --server-side --field-manager=other -f {file}");
+    std::fs::write(&manifest, text("one"))?;
+    k.check(&apply, "", "deployment.apps/app created", "", 0).await?;
+    k.check(&apply, "", "deployment.apps/app unchanged", "", 0).await?;
+    k.check("set image deploy/app c=two", "", "image updated", "", 0).await?;
+    std::fs::write(&manifest, text("three"))?;
+    k.check(&server_side, "", "", "conflict", 1).await?;
+    k.check(&format!("{server_side} --force-conflicts"), "", "serverside-applied", "", 0).await?;
+    let rows: &[(&str, &str, &str, i32)] = &[
+        ("create deployment web --image=nginx --replicas=2", "deployment.apps/web created", "", 0),
+        ("get deploy web -o jsonpath={.spec.replicas}{.spec.template.spec.containers[0].image}", "2nginx", "", 0),
+        ("create service clusterip s --tcp=80:8080", "service/s created", "", 0),
+        ("get service s -o jsonpath={.spec.ports[0].targetPort}", "8080", "", 0),
+        ("create configmap c --from-literal=a=b", "configmap/c created", "", 0),
+        ("create secret generic s --from-literal=p=q", "secret/s created", "", 0),
+        ("get secret s -o jsonpath={.data.p}", "cQ==", "", 0),
+        ("create namespace other", "namespace/other created", "", 0),
+        ("create serviceaccount robot", "serviceaccount/robot created", "", 0),
+        ("create token robot", "ey", "", 0),
+        ("create role r --verb=get --resource=pods", "role.rbac.authorization.k8s.io/r created", "", 0),
+        ("create rolebinding r --role=r --serviceaccount=default:robot", "r created", "", 0),
+        ("auth can-i get pods --as=system:serviceaccount:default:robot", "yes", "", 0),
+        ("auth can-i list pods --as=system:serviceaccount:default:robot", "no", "", 1),
+        ("auth whoami -o jsonpath={.status.userInfo.username}", "root", "", 0),
+        ("explain deployment.spec.strategy", "rollingUpdate", "", 0),
+        ("api-resources --api-group=apps", "deployments", "", 0),
+        ("scale deploy/app --replicas=3", "scaled", "", 0),
+        ("rollout restart deploy/app", "restarted", "", 0),
+        ("label pod web tier=front", "labeled", "", 0),
+        ("annotate pod web note=x", "annotated", "", 0),
+        ("get pods -l tier=front -o name", "pod/web", "", 0),
+        ("describe pod web", "tier=front", "", 0),
+        ("wait --for=condition=Ready pod/web --timeout=5s", "condition met", "", 0),
+        ("drain n1 --force --timeout=1s", "evicting pod default/web", "", 1),
+        ("get node n1", "SchedulingDisabled", "", 0),
+        ("uncordon n1", "uncordoned", "", 0),
+        ("delete deploy app web", "deleted", "", 0),
+    ];
+    for (line, expect, errors, code) in rows {
+        k.check(line, "", expect, errors, *code).await?;
+    }
+    Ok(())
+}
+
 async fn hold() -> anyhow::Result<()> {
     let k = Kubectl::start(false).await?;
     println!("export KUBECONFIG={}", Path::new(&k.config).display());
@@ -164,6 +227,7 @@ fn main() -> anyhow::Result<()> {
         trial!("port-forward over WebSocket", forwards(false)),
         trial!("port-forward over SPDY", forwards(true)),
         trial!("logs", logs()),
+        trial!("everyday commands", everyday()),
     ];
     libtest_mimic::run(&arguments, trials).exit();
 }

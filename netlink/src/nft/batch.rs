@@ -329,6 +329,7 @@ impl Nft {
         let mut batch = Batch::new(family, name);
         batch.add_table();
         batch.delete_table();
-        self.commit(&format!("delete the nftables table {name}"), batch).or_else(|error: Error| if error.is_gone() { Ok(()) } else { Err(error) })
+        self.commit(&format!("delete the nftables table {name}"), batch)
+            .or_else(|error: Error| if error.is_gone() { Ok(()) } else { Err(error) })
     }
 }

@@ -40,7 +40,11 @@ pub enum Expr {
     Equal(u32, Vec<u8>),
     NotEqual(u32, Vec<u8>),
     /// Keeps the bits of a mask in place, then flips those of another.
-    Bits { register: u32, mask: [u8; 4], flip: [u8; 4] },
+    Bits {
+        register: u32,
+        mask: [u8; 4],
+        flip: [u8; 4],
+    },
     /// A constant into a register.
     Put(u32, Vec<u8>),
     SetMark(u32),
@@ -49,14 +53,30 @@ pub enum Expr {
     /// Goes where the map says; ends the rule when it has no such key.
     Verdicts(String, u32),
     /// The data of an anonymous map of this batch into a register.
-    LookupAnonymous { set: u32, from: u32, to: u32 },
+    LookupAnonymous {
+        set: u32,
+        from: u32,
+        to: u32,
+    },
     /// A random number below the modulus, in this machine's byte order.
-    Random { register: u32, modulus: u32 },
+    Random {
+        register: u32,
+        modulus: u32,
+    },
     /// A hash of a register of four bytes, below the modulus.
-    Hash { from: u32, to: u32, modulus: u32 },
+    Hash {
+        from: u32,
+        to: u32,
+        modulus: u32,
+    },
     /// To the address in one register and the port in another.
-    DestinationNat { address: u32, port: u32 },
-    SourceNat { address: u32 },
+    DestinationNat {
+        address: u32,
+        port: u32,
+    },
+    SourceNat {
+        address: u32,
+    },
     Masquerade,
     RejectTcp,
     /// ICMP port unreachable.
@@ -150,7 +170,10 @@ fn compare(data: &mut Message, register: u32, operation: u32, bytes: &[u8]) {
     data.nest(3, |value| write_data(value, &Data::Value(bytes.to_vec())));
 }
 
-fn write_load(load: Load, register: u32, named: &mut dyn FnMut(&str, &dyn Fn(&mut Message))) {
+/// Writes an expression of a name, with the data that the filler adds.
+type Writer<'a> = dyn FnMut(&str, &dyn Fn(&mut Message)) + 'a;
+
+fn write_load(load: Load, register: u32, named: &mut Writer<'_>) {
     let mut payload = |base: u32, offset: u32, length: u32| {
         named("payload", &|data| {
             data.number_be(1, register).number_be(2, base).number_be(3, offset).number_be(4, length);

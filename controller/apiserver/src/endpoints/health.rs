@@ -55,11 +55,11 @@ pub fn answer(state: &State, asked: &Asked<'_>, root: &str, below: &str) -> Resp
         }
     }
     if !failed.is_empty() {
-        let _ = write!(report, "{root} check failed\n");
+        let _ = writeln!(report, "{root} check failed");
         return text(500, report);
     }
     if below.is_empty() && asked.query.has("verbose") {
-        let _ = write!(report, "{root} check passed\n");
+        let _ = writeln!(report, "{root} check passed");
         return text(200, report);
     }
     text(200, "ok".into())

@@ -109,7 +109,7 @@ pub fn is_finished(kind: &Kind, object: &Value) -> bool {
     meta::is_being_deleted(object)
         && meta::finalizers(object).is_empty()
         && meta::i64_at(object, &["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0
-        && !(kind.is("", "Namespace") && !meta::list_at(object, &["spec", "finalizers"]).is_empty())
+        && (!kind.is("", "Namespace") || meta::list_at(object, &["spec", "finalizers"]).is_empty())
 }
 
 /// Kinds whose deletion answers with the object instead of a Status.

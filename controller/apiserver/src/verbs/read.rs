@@ -200,7 +200,7 @@ async fn read_list(
                 return Ok(List { kind: call.kind.clone(), items, revision: at, continue_token: next, remaining });
             }
             None if response.more => {
-                let last = response.kvs.last().map(|kv| after(kv)).unwrap_or_default();
+                let last = response.kvs.last().map(after).unwrap_or_default();
                 range.start = last.into();
             }
             None => {

@@ -41,6 +41,7 @@ impl Change {
 
 /// What a watch says.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "an error ends the watch; boxing it would only clutter")]
 pub enum Notice {
     Change {
         change: Change,

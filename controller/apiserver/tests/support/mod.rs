@@ -1,5 +1,7 @@
 //! A server of its own for a test: real TLS with a cluster CA, an in-memory store, one node whose containers are made up here.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 pub mod nodes;
 
 use base64::Engine as _;

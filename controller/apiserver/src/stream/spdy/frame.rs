@@ -94,7 +94,7 @@ pub fn encode(frame: &Frame, deflater: &mut Deflater) -> Result<Vec<u8>, FrameEr
         let len = body.iter().map(|b| b.len()).sum::<usize>();
         let mut out = Vec::with_capacity(HEAD_BYTES + len);
         out.extend((CONTROL | u32::from(VERSION) << 16 | u32::from(kind)).to_be_bytes());
-        out.extend((u32::from(fin) * u32::from(FLAG_FIN) << 24 | len as u32).to_be_bytes());
+        out.extend(((u32::from(fin) * u32::from(FLAG_FIN)) << 24 | len as u32).to_be_bytes());
         body.iter().for_each(|b| out.extend(*b));
         out
     };

@@ -1,0 +1,137 @@
+//! Who is asking, over real TLS: client certificates, bootstrap tokens, service account tokens, strangers; and what nodes may do.
+
+mod support;
+
+use axum::body::Body;
+use http::{Method, Request};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use skiff_identity::{Ca, Pair, Subject};
+use std::sync::Arc;
+use support::Cluster;
+
+/// One request on a connection of its own.
+async fn ask(
+    cluster: &Cluster,
+    pair: Option<&Pair>,
+    token: &str,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> anyhow::Result<(u16, Value)> {
+    let mut config = skiff_identity::client(cluster.ca.certificate(), pair)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let socket = tokio::net::TcpStream::connect(cluster.address).await?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(ServerName::try_from("localhost")?, socket).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let mut request = Request::builder().method(method).uri(format!("https://localhost{path}"));
+    request = request.header("content-type", media);
+    if !token.is_empty() {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let response = sender.send_request(request.body(body)?).await?;
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await?.to_bytes();
+    connection.abort();
+    Ok((code, serde_json::from_slice(&bytes).unwrap_or_default()))
+}
+
+async fn whoami(cluster: &Cluster, pair: Option<&Pair>, token: &str) -> anyhow::Result<(u16, Value)> {
+    let review = json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"});
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let (code, answer) = ask(cluster, pair, token, Method::POST, path, review).await?;
+    Ok((code, answer["status"]["userInfo"].clone()))
+}
+
+#[tokio::test]
+async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let pair = cluster.user("carol", Some("devs"))?;
+    let carol = json!({"username": "carol", "groups": ["devs", "system:authenticated"]});
+    assert_eq!(whoami(&cluster, Some(&pair), "").await?, (201, carol));
+
+    // Another authority's certificate does not even finish the handshake.
+    let stranger = Ca::generate()?.issue(&Subject::User { name: "carol".into(), group: Some("system:masters".into()) })?;
+    assert!(whoami(&cluster, Some(&stranger), "").await.is_err());
+
+    let day = |year: &str| format!("{year}-01-01T00:00:00Z");
+    for (id, secret, expiration, usable) in [
+        ("abcdef", "0123456789abcdef", day("2100"), "true"),
+        ("ghijkl", "0123456789abcdef", day("2020"), "true"),
+        ("mnopqr", "0123456789abcdef", day("2100"), "false"),
+    ] {
+        let data = json!({
+            "token-id": id, "token-secret": secret, "expiration": expiration,
+            "usage-bootstrap-authentication": usable, "auth-extra-groups": "system:bootstrappers:workers",
+        });
+        let object = json!({
+            "metadata": {"name": format!("bootstrap-token-{id}")}, "type": "bootstrap.kubernetes.io/token", "stringData": data,
+        });
+        cluster.create("", "secrets", "kube-system", object).await?;
+    }
+    let groups = json!(["system:bootstrappers", "system:bootstrappers:workers", "system:authenticated"]);
+    let bootstrap = json!({"username": "system:bootstrap:abcdef", "groups": groups});
+    assert_eq!(whoami(&cluster, None, "abcdef.0123456789abcdef").await?, (201, bootstrap));
+    let refused = ["abcdef.0123456789abcdee", "ghijkl.0123456789abcdef", "mnopqr.0123456789abcdef", "nonsense"];
+    for token in refused {
+        assert_eq!(whoami(&cluster, None, token).await?.0, 401, "{token}");
+    }
+
+    cluster.create("", "serviceaccounts", "default", json!({"metadata": {"name": "robot"}})).await?;
+    let made = cluster.admin().token("default", "robot", json!({"spec": {"expirationSeconds": 600}})).await;
+    let made = made.map_err(|s| anyhow::anyhow!(s.message))?;
+    let token = made["status"]["token"].as_str().unwrap_or_default();
+    let (code, user) = whoami(&cluster, None, token).await?;
+    assert_eq!((code, &user["username"]), (201, &json!("system:serviceaccount:default:robot")));
+
+    // Strangers see health and the version, and nothing else.
+    for (path, code) in [("/healthz", 200), ("/version", 200), ("/api/v1/pods", 403), ("/metrics", 403)] {
+        assert_eq!(ask(&cluster, None, "", Method::GET, path, Value::Null).await?.0, code, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_may_do_what_their_pods_need() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.running_pod("n1", "mine").await?;
+    cluster.running_pod("n2", "other").await?;
+    for name in ["free", "used"] {
+        cluster.create("", "secrets", "default", json!({"metadata": {"name": name}})).await?;
+    }
+    let node = cluster.ca.issue(&Subject::Node { name: "n1".into() })?;
+    let spec = json!({"containers": [{"name": "c", "image": "x", "envFrom": [{"secretRef": {"name": "used"}}]}]});
+    cluster.create("", "pods", "default", json!({"metadata": {"name": "reader"}, "spec": spec})).await?;
+    cluster.admin().bind("default", "reader", "", "n1").await.map_err(|s| anyhow::anyhow!(s.message))?;
+
+    let read = |path: &'static str| ask(&cluster, Some(&node), "", Method::GET, path, Value::Null);
+    let checks = [
+        ("/api/v1/nodes/n1", 200),
+        ("/api/v1/pods", 200),
+        ("/api/v1/services", 200),
+        ("/api/v1/namespaces/default/secrets/used", 200),
+        ("/api/v1/namespaces/default/secrets/free", 403),
+        ("/api/v1/namespaces/default/secrets", 403),
+        ("/apis/apps/v1/deployments", 403),
+    ];
+    for (path, code) in checks {
+        assert_eq!(read(path).await?.0, code, "{path}");
+    }
+    let status = |pod: &str| format!("/api/v1/namespaces/default/pods/{pod}/status");
+    let body = json!({"status": {"message": "hello"}});
+    let patch = |path: String| {
+        let (cluster, node, body) = (&cluster, &node, body.clone());
+        async move { anyhow::Ok(ask(cluster, Some(node), "", Method::PATCH, &path, body).await?.0) }
+    };
+    assert_eq!(patch(status("mine")).await?, 200);
+    assert_eq!(patch(status("other")).await?, 403, "another node's pod");
+    assert_eq!(patch("/api/v1/nodes/n2/status".into()).await?, 403, "another node");
+    Ok(())
+}
