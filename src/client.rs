@@ -45,8 +45,6 @@ pub struct Api {
     /// The cluster's CA, PEM.
     pub ca: String,
     pub namespace: String,
-    /// The user's certificate and key, when that is how the user is known.
-    pub own: Option<Pair>,
 }
 
 impl Api {
@@ -85,7 +83,6 @@ impl Api {
             token,
             ca,
             namespace: context["namespace"].as_str().unwrap_or("default").to_owned(),
-            own,
         })
     }
 

@@ -27,11 +27,17 @@ impl NodeConnector for Connector {
             let mut stream = stream.map_err(|e| Status::service_unavailable(format!("{e}; see that its agent runs")))?;
             let (ours, mut theirs) = NodeStream::pair();
             tokio::spawn(async move {
+                let mut client_sends = true;
                 loop {
                     tokio::select! {
-                        frame = theirs.receive.recv() => {
-                            // The client is done: dropping our end tells the agent.
-                            let Some(frame) = frame else { return };
+                        // The client is gone altogether: dropping our end tells the agent.
+                        () = theirs.send.closed() => return,
+                        frame = theirs.receive.recv(), if client_sends => {
+                            // It sends no more, but may still listen.
+                            let Some(frame) = frame else {
+                                client_sends = false;
+                                continue;
+                            };
                             let frame = pb::Frame { id: String::new(), channel: frame.channel.into(), data: frame.data };
                             if stream.send.send(frame).await.is_err() {
                                 return;

@@ -82,7 +82,8 @@ fn clean(path: &str) -> PathBuf {
 
 fn current(dir: &Path) -> io::Result<Files> {
     let mut files = Files::new();
-    let base = fs::canonicalize(dir.join(DATA))?;
+    // Not canonicalized: the way to a volume in memory leads through a link of /proc, which only the kernel can follow.
+    let base = dir.join(fs::read_link(dir.join(DATA))?);
     let mut todo = vec![base.clone()];
     while let Some(next) = todo.pop() {
         for entry in fs::read_dir(next)?.flatten() {

@@ -70,22 +70,25 @@ pub async fn follow(server: ApiServer) {
                 let client = server.client(crate::auth::bootstrap::user()).with_manager("skiff").fenced(leading.term);
                 match write(&client, &wanted).await {
                     Ok(()) => (written, age) = (Some(wanted), 0),
-                    Err(status) => tracing::warn!(%status, "the endpoints of the kubernetes Service could not be written"),
+                    Err(status) => {
+                        tracing::warn!(%status, "the endpoints of the kubernetes Service could not be written")
+                    }
                 }
             }
         } else {
             written = None;
         }
         age += 1;
-        if let Ok(Err(_)) = tokio::time::timeout(PERIOD, leadership.changed()).await { return }
+        if let Ok(Err(_)) = tokio::time::timeout(PERIOD, leadership.changed()).await {
+            return;
+        }
     }
 }
 
 async fn write(client: &Client, servers: &[SocketAddr]) -> Result<(), Status> {
-    let (Some(endpoints), Some(slices)) = (
-        kinds::by_resource("", "v1", "endpoints"),
-        kinds::by_resource("discovery.k8s.io", "v1", "endpointslices"),
-    ) else {
+    let (Some(endpoints), Some(slices)) =
+        (kinds::by_resource("", "v1", "endpoints"), kinds::by_resource("discovery.k8s.io", "v1", "endpointslices"))
+    else {
         return Ok(());
     };
     if servers.is_empty() {

@@ -14,7 +14,10 @@
 //! [`Client`] is the same API from inside the process. What is an object's own (defaults, validation, patches, tables) is in
 //! `skiff_api`; this crate brings it together with users, versions and the store.
 
-#![allow(clippy::result_large_err, reason = "a Status is made once for a refused request; boxing it would only clutter")]
+#![allow(
+    clippy::result_large_err,
+    reason = "a Status is made once for a refused request; boxing it would only clutter"
+)]
 
 mod admission;
 mod auth;
@@ -24,10 +27,10 @@ mod config;
 mod decode;
 mod dispatch;
 mod endpoints;
+pub mod feed;
 mod http;
 mod kubernetes;
 mod metrics;
-pub mod feed;
 pub mod node;
 mod rules;
 mod server;

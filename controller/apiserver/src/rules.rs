@@ -48,9 +48,7 @@ pub fn stamp_new(object: &mut Value, now: Timestamp) {
 
 /// What the server keeps of an old object, whatever the client sends.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
-    for key in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"]
-    {
+    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
         match meta::at(old, &["metadata", key]) {
             Some(value) => meta::set(new, key, value.clone()),
             None => meta::unset(new, key),
@@ -118,9 +116,29 @@ pub fn track(
         }
     }
     apply::track_update(schema, old, new, manager, operation, subresource, now);
+    if subresource == "scale" {
+        untime_scale(new, manager);
+    }
     if let (Some(status), Some(map)) = (dropped, new.as_object_mut()) {
         map.insert("status".into(), status);
     }
+}
+
+/// The reference server keeps no time with what was written through a scale.
+fn untime_scale(object: &mut Value, manager: &str) {
+    let fields = object.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
+    let Some(fields) = fields else { return };
+    for entry in fields.iter_mut() {
+        if meta::str_at(entry, &["subresource"]) == "scale"
+            && meta::str_at(entry, &["manager"]) == manager
+            && let Some(entry) = entry.as_object_mut()
+        {
+            entry.shift_remove("time");
+        }
+    }
+    // Appliers first, then by time: the order in which they are kept.
+    let place = |e: &Value| (meta::str_at(e, &["operation"]) != "Apply", meta::str_at(e, &["time"]).to_string());
+    fields.sort_by_key(place);
 }
 
 /// The same owner twice is one owner; the client is told.
@@ -142,8 +160,16 @@ pub fn dedupe_owners(call: &mut Call, object: &mut Value) {
 }
 
 /// What the writer of an object should hear, beside the answer.
-pub fn warnings(_kind: &Kind, _new: &Value, _old: Option<&Value>) -> Vec<String> {
-    Vec::new()
+pub fn warnings(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<String> {
+    const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
+    let mut all = Vec::new();
+    let has = |object: &Value| meta::annotation(object, MOUNTABLE).is_some();
+    if kind.is("", "ServiceAccount") && has(new) && !old.is_some_and(has) {
+        all.push(format!(
+            "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        ));
+    }
+    all
 }
 
 #[cfg(test)]

@@ -58,7 +58,8 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
     assert_eq!(whoami(&cluster, Some(&pair), "").await?, (201, carol));
 
     // Another authority's certificate does not even finish the handshake.
-    let stranger = Ca::generate()?.issue(&Subject::User { name: "carol".into(), group: Some("system:masters".into()) })?;
+    let stranger =
+        Ca::generate()?.issue(&Subject::User { name: "carol".into(), group: Some("system:masters".into()) })?;
     assert!(whoami(&cluster, Some(&stranger), "").await.is_err());
 
     let day = |year: &str| format!("{year}-01-01T00:00:00Z");

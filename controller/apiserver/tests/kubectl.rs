@@ -50,10 +50,16 @@ impl Kubectl {
         let mut command = self.command(line);
         command.stdin(Stdio::piped());
         let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        Ok(tokio::time::timeout(COMMAND_MAX, child.wait_with_output()).await??)
+        let mut stdin = child.stdin.take();
+        let write = async {
+            if let Some(stdin) = &mut stdin {
+                // A command that reads no input closes it.
+                let _ = stdin.write_all(input.as_bytes()).await;
+            }
+            drop(stdin);
+        };
+        let both = async { tokio::join!(write, child.wait_with_output()).1 };
+        Ok(tokio::time::timeout(COMMAND_MAX, both).await??)
     }
 
     /// Runs a command line with an input; output, error output and code must be as expected (texts: contained).
@@ -61,7 +67,8 @@ impl Kubectl {
         let output = self.run(line, input).await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let fits = out.contains(expect) && err.contains(errors) && output.status.code() == Some(code);
-        anyhow::ensure!(fits, "kubectl {line}: {:?}\n--- out\n{out}\n--- err\n{err}", output.status.code());
+        let head: String = out.chars().take(2000).collect();
+        anyhow::ensure!(fits, "kubectl {line}: {:?}\n--- out\n{head}\n--- err\n{err}", output.status.code());
         Ok(())
     }
 }
@@ -75,7 +82,7 @@ async fn remote_commands(spdy: bool) -> anyhow::Result<()> {
     k.check("exec web -- echo hello world", "", "hello world\n", "", 0).await?;
     k.check("exec web -- warn careful", "", "", "careful", 0).await?;
     k.check("exec -i web -- cat", "to and fro", "to and fro", "", 0).await?;
-    k.check("exec -i web -- cat", &"x".repeat(300_000), &"x".repeat(300_000), "", 0).await?;
+    k.check("exec -i web -- cat", &"x".repeat(30_000_000), &"x".repeat(30_000_000), "", 0).await?;
     k.check("exec web -- exit 42", "", "", "exit code 42", 42).await?;
     k.check("exec web -c none -- echo", "", "", "container none is not valid for pod web", 1).await?;
     k.check("exec nobody -- echo", "", "", "pods \"nobody\" not found", 1).await?;
@@ -97,7 +104,7 @@ async fn forwards(spdy: bool) -> anyhow::Result<()> {
     }
     let talk = async |number: usize| {
         let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", ports[0])).await?;
-        let text = format!("connection {number} ").repeat(5000);
+        let text = format!("connection {number} ").repeat(100_000);
         let (mut read, mut write) = socket.split();
         let (sent, answer) = tokio::join!(
             async {
@@ -130,7 +137,18 @@ async fn forwards(spdy: bool) -> anyhow::Result<()> {
 async fn logs() -> anyhow::Result<()> {
     let k = Kubectl::start(false).await?;
     k.check("logs web", "", "first\n", "", 0).await?;
-    k.check("logs -f web", "", "first\nsecond\n", "", 0).await
+    k.check("logs -p web", "", "", "previous terminated container \"main\" in pod \"web\" not found", 1).await?;
+    // A line arrives as soon as it is written, and the end of the log ends the command.
+    let mut child = k.command("logs -f web").spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| anyhow::anyhow!("no output"))?).lines();
+    let first = tokio::time::timeout(COMMAND_MAX, lines.next_line()).await??;
+    anyhow::ensure!(first.as_deref() == Some("first"), "{first:?}");
+    support::nodes::MORE.notify_one();
+    let second = tokio::time::timeout(COMMAND_MAX, lines.next_line()).await??;
+    anyhow::ensure!(second.as_deref() == Some("second"), "{second:?}");
+    let status = tokio::time::timeout(COMMAND_MAX, child.wait()).await??;
+    anyhow::ensure!(status.success(), "logs -f ended with {status}");
+    Ok(())
 }
 
 /// Commands of every day; most of the `create`s send protobuf.

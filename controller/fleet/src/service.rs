@@ -22,6 +22,9 @@ const QUEUE: usize = 64;
 /// While a deletion waits for acknowledgements, it is looked at this often even without news.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
+/// The list of servers is looked at this often even without news.
+const WELCOME_LOOK: Duration = Duration::from_secs(2);
+
 /// The node whose certificate a request came with; whoever terminates TLS puts it into the request's extensions.
 #[derive(Clone, Debug)]
 pub struct NodeName(pub String);
@@ -181,18 +184,7 @@ impl FleetService {
         }
         self.upstream.register(node.clone(), register.node_json.to_vec()).await?;
         let pod_cidr = self.wait_for_subnet(&node).await?;
-        let welcome = self.upstream.welcome();
-        let welcome = pb::Welcome {
-            pod_cidr,
-            service_cidr: welcome.service_cidr,
-            cluster_cidr: welcome.cluster_cidr,
-            cluster_dns: welcome.cluster_dns,
-            cluster_domain: welcome.cluster_domain,
-            servers: welcome.servers,
-            ca: welcome.ca,
-        };
-        send(&to_agent, pb::to_agent::Message::Welcome(welcome)).await?;
-        let down = self.tell(&node, &to_agent);
+        let down = self.tell(&node, &pod_cidr, &to_agent);
         let up = self.listen(&node, from_agent, &to_agent);
         tokio::select! { result = down => result, result = up => result }
     }
@@ -219,8 +211,28 @@ impl FleetService {
         tokio::time::timeout(Duration::from_secs(15), wait).await.map_err(late)?
     }
 
+    /// What the cluster is like, as a node wants to know it.
+    fn welcome(&self, pod_cidr: &str) -> pb::Welcome {
+        let welcome = self.upstream.welcome();
+        pb::Welcome {
+            pod_cidr: pod_cidr.to_owned(),
+            service_cidr: welcome.service_cidr,
+            cluster_cidr: welcome.cluster_cidr,
+            cluster_dns: welcome.cluster_dns,
+            cluster_domain: welcome.cluster_domain,
+            servers: welcome.servers,
+            ca: welcome.ca,
+        }
+    }
+
     /// Sends what concerns the node: all of it first, then each change.
-    async fn tell(&self, node: &str, to_agent: &mpsc::Sender<Result<pb::ToAgent, Status>>) -> Result<(), Status> {
+    async fn tell(
+        &self,
+        node: &str,
+        pod_cidr: &str,
+        to_agent: &mpsc::Sender<Result<pb::ToAgent, Status>>,
+    ) -> Result<(), Status> {
+        let mut welcomed = None;
         let (mut told, mut drain) = (Told::new(), Drain::default());
         let mut revision = self.view.revision.clone();
         let mut acknowledgements = self.beats.acknowledgements();
@@ -228,6 +240,12 @@ impl FleetService {
         loop {
             revision.borrow_and_update();
             acknowledgements.borrow_and_update();
+            // Servers come and go; agents beat to all of them.
+            let welcome = self.welcome(pod_cidr);
+            if welcomed.as_ref() != Some(&welcome) {
+                send(to_agent, pb::to_agent::Message::Welcome(welcome.clone())).await?;
+                welcomed = Some(welcome);
+            }
             let message = {
                 let view = self.view.read();
                 let now = Instant::now();
@@ -243,6 +261,7 @@ impl FleetService {
                 }
                 _ = acknowledgements.changed(), if drain.is_waiting() => {}
                 () = tokio::time::sleep(DRAIN_LOOK), if drain.is_waiting() => {}
+                () = tokio::time::sleep(WELCOME_LOOK) => {}
             }
         }
     }

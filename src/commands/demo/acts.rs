@@ -92,10 +92,18 @@ pub async fn roll_out(world: &World<'_>, report: &mut Report) -> anyhow::Result<
     Ok(())
 }
 
+/// A write that the API acknowledged.
+#[derive(Clone)]
+struct Write {
+    name: String,
+    begun: Instant,
+    acknowledged: Instant,
+}
+
 /// Writes objects as fast as they are acknowledged, and keeps count.
 struct Writer {
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<Vec<(String, Instant)>>>,
+    acknowledged: Arc<Mutex<Vec<Write>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -108,10 +116,11 @@ impl Writer {
         let task = tokio::spawn(async move {
             while !stopped.load(Ordering::Relaxed) {
                 let name = format!("write-{}", number.fetch_add(1, Ordering::Relaxed));
+                let begun = Instant::now();
                 let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
                 let write = api.post("/api/v1/namespaces/default/configmaps", &object);
                 match tokio::time::timeout(Duration::from_secs(5), write).await {
-                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push((name, Instant::now())),
+                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push(Write { name, begun, acknowledged: Instant::now() }),
                     _ => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
             }
@@ -119,7 +128,7 @@ impl Writer {
         Writer { stop, acknowledged, task }
     }
 
-    fn acknowledged(&self) -> Vec<(String, Instant)> {
+    fn acknowledged(&self) -> Vec<Write> {
         self.acknowledged.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 }
@@ -132,7 +141,8 @@ pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Resu
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let killed = Instant::now();
     world.cluster.host.kill(&leader, Signal::SIGKILL)?;
-    let after = |w: &Writer| w.acknowledged().iter().map(|(_, at)| *at).find(|at| *at > killed + Duration::from_millis(2));
+    // One that was begun before may have been decided before.
+    let after = |w: &Writer| w.acknowledged().iter().find(|w| w.begun > killed).map(|w| w.acknowledged);
     let next = loop {
         if let Some(at) = after(&writer) {
             break at;
@@ -147,7 +157,7 @@ pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Resu
     writer.task.await?;
     let list = world.api.get("/api/v1/namespaces/default/configmaps").await?;
     let there: std::collections::BTreeSet<_> = items(&list).filter_map(|o| o["metadata"]["name"].as_str()).collect();
-    let lost = acknowledged.iter().filter(|(name, _)| !there.contains(name.as_str())).count();
+    let lost = acknowledged.iter().filter(|w| !there.contains(w.name.as_str())).count();
     report.count("writes acknowledged around the kill", acknowledged.len() as u64);
     report.exactly("acknowledged writes lost", lost as u64, 0);
     failed(report, "requests failed around the kill", &between(world, from, now_ms()).await?);

@@ -8,7 +8,7 @@ use super::documents::{self, Document};
 use super::is_missing;
 use super::locate::complaints;
 use super::output::say;
-use super::target::{Cluster, query};
+use super::target::{Cluster, flag, query};
 use crate::client::{Api, ApiError};
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::Value;
@@ -24,11 +24,11 @@ pub struct Options {
     /// Folders with what is below them
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Accepted for kubectl's sake: this is how it is always done
+    /// Refuse to change fields that somebody else set, unless --force-conflicts is given
     #[arg(long)]
     server_side: bool,
-    /// Take over fields that somebody else set
-    #[arg(long)]
+    /// With --server-side: take over fields that somebody else set
+    #[arg(long, requires = "server_side")]
     force_conflicts: bool,
     /// Who the fields belong to
     #[arg(long, default_value = "skiff")]
@@ -122,10 +122,12 @@ async fn rehearse(api: &Api, options: &Options, ready: &[Ready<'_>]) -> anyhow::
 }
 
 async fn patch(api: &Api, options: &Options, one: &Ready<'_>, dry_run: &str) -> anyhow::Result<Value> {
+    // Without --server-side, as with kubectl, the file wins over whoever scaled or edited the object meanwhile.
+    let force = options.force_conflicts || !options.server_side;
     let pairs = [
         ("fieldManager", options.field_manager.as_str()),
         ("fieldValidation", "Strict"),
-        ("force", if options.force_conflicts { "true" } else { "" }),
+        ("force", flag(force)),
         ("dryRun", dry_run),
     ];
     let path = format!("{}{}", one.resource.path(Some(&one.namespace), &one.name), query(&pairs));

@@ -20,6 +20,8 @@ enum Node {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
+    /// `$`: the whole document, also within a range.
+    Root,
     Field(String),
     All,
     Index(i64),
@@ -114,7 +116,8 @@ fn parse_path(text: &str) -> anyhow::Result<Vec<Step>> {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '$' | '@' => {}
+            '$' if steps.is_empty() => steps.push(Step::Root),
+            '@' if steps.is_empty() => {}
             '.' if chars.peek() == Some(&'.') => {
                 chars.next();
                 steps.push(Step::Descend);
@@ -244,11 +247,11 @@ fn render(nodes: &[Node], root: &Value, current: &Value, out: &mut String) {
         match node {
             Node::Text(text) => out.push_str(text),
             Node::Path(steps) => {
-                let words: Vec<String> = walk(steps, current).into_iter().map(word).collect();
+                let words: Vec<String> = walk(steps, root, current).into_iter().map(word).collect();
                 out.push_str(&words.join(" "));
             }
             Node::Range(steps, inner) => {
-                for value in walk(steps, current) {
+                for value in walk(steps, root, current) {
                     render(inner, root, value, out);
                 }
             }
@@ -264,15 +267,15 @@ fn word(value: &Value) -> String {
     }
 }
 
-fn walk<'v>(steps: &[Step], value: &'v Value) -> Vec<&'v Value> {
+fn walk<'v>(steps: &[Step], root: &'v Value, value: &'v Value) -> Vec<&'v Value> {
     let mut current = vec![value];
     for step in steps {
-        current = current.into_iter().flat_map(|v| take(step, v)).collect();
+        current = current.into_iter().flat_map(|v| take(step, root, v)).collect();
     }
     current
 }
 
-fn take<'v>(step: &Step, value: &'v Value) -> Vec<&'v Value> {
+fn take<'v>(step: &Step, root: &'v Value, value: &'v Value) -> Vec<&'v Value> {
     let children = || -> Vec<&'v Value> {
         match value {
             Value::Array(list) => list.iter().collect(),
@@ -283,6 +286,7 @@ fn take<'v>(step: &Step, value: &'v Value) -> Vec<&'v Value> {
     let list = value.as_array().map_or(&[][..], Vec::as_slice);
     let place = |index: i64| if index < 0 { index + list.len() as i64 } else { index };
     match step {
+        Step::Root => vec![root],
         Step::Field(name) => value.get(name.as_str()).into_iter().collect(),
         Step::All => children(),
         Step::Index(index) => usize::try_from(place(*index)).ok().and_then(|i| list.get(i)).into_iter().collect(),
@@ -291,26 +295,26 @@ fn take<'v>(step: &Step, value: &'v Value) -> Vec<&'v Value> {
             let (from, to) = (clamp(from.unwrap_or(0)), to.map_or(list.len(), clamp));
             list.get(from..to).unwrap_or_default().iter().step_by(*stride as usize).collect()
         }
-        Step::Union(steps) => steps.iter().flat_map(|s| take(s, value)).collect(),
+        Step::Union(steps) => steps.iter().flat_map(|s| take(s, root, value)).collect(),
         Step::Descend => {
             let mut all = vec![value];
             for child in children() {
-                all.extend(take(step, child));
+                all.extend(take(step, root, child));
             }
             all
         }
         Step::Filter(path, test) => {
-            children().into_iter().filter(|child| matches(path, test.as_ref(), child)).collect()
+            children().into_iter().filter(|child| matches(path, test.as_ref(), root, child)).collect()
         }
     }
 }
 
-fn matches(path: &[Step], test: Option<&(String, Operand)>, value: &Value) -> bool {
-    let left = walk(path, value).first().copied();
+fn matches(path: &[Step], test: Option<&(String, Operand)>, root: &Value, value: &Value) -> bool {
+    let left = walk(path, root, value).first().copied();
     let Some((operator, operand)) = test else { return left.is_some() };
     let right = match operand {
         Operand::Literal(value) => Some(value),
-        Operand::Path(path) => walk(path, value).first().copied(),
+        Operand::Path(path) => walk(path, root, value).first().copied(),
     };
     let (Some(left), Some(right)) = (left, right) else { return false };
     let order = match (left.as_f64(), right.as_f64()) {
@@ -356,6 +360,7 @@ mod tests {
         check("{.items[0].metadata.labels['app.kubernetes.io/name']}", "x");
         check("{..name}", "a b c");
         check("{.items[?(@.metadata.labels)].metadata.name}", "a");
+        check("{range .items[:2]}{$.kind}/{@.metadata.name} {end}", "List/a List/b ");
         check("{.nothing.here}", "");
         check("{.items[1].metadata}", "{\"name\":\"b\"}");
         check("{.items[9]}", "");

@@ -43,7 +43,9 @@ enum Type {
     Int,
     Bool,
     Double,
-    Time { micro: bool },
+    Time {
+        micro: bool,
+    },
     Quantity,
     IntOrString,
     Raw,

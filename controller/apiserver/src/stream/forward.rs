@@ -5,7 +5,7 @@
 
 use super::spdy::{Incoming, Session, Stream};
 use super::upgrade::{Upgrade, switch_to_spdy, tunnel};
-use crate::node::{Frame, NodeConnector, NodeRequest, Target, channel};
+use crate::node::{Frame, NodeConnector, NodeRequest, NodeStream, Target, channel};
 use axum::response::Response;
 use bytes::Bytes;
 use skiff_api::status::Status;
@@ -74,40 +74,44 @@ async fn forward(way: Arc<Way>, data: Stream, error: Stream) {
 
 async fn connect(way: &Way, port: u16, data: Stream) -> Result<(), Status> {
     let request = NodeRequest::PortForward { target: way.target.clone(), port };
-    let mut node = way.nodes.open(&way.node, request).await?;
+    let NodeStream { send: to_node, receive: mut from_node } = way.nodes.open(&way.node, request).await?;
     let Stream { mut receive, send, .. } = data;
-    let mut half_open = true;
-    let outcome = loop {
-        tokio::select! {
-            incoming = receive.recv(), if half_open => {
-                let frame = match incoming {
-                    Some(Incoming::Data(data)) => Frame { channel: channel::DATA, data },
-                    Some(Incoming::Reset) => return Ok(()),
-                    None => {
-                        half_open = false;
-                        Frame { channel: channel::CLOSE, data: Bytes::from_static(&[channel::DATA]) }
-                    }
-                };
-                if node.send.send(frame).await.is_err() {
-                    half_open = false;
-                }
+    // Both directions run by themselves: a pod that waits until its answer is read must not keep us from reading it.
+    let up = async {
+        loop {
+            let (frame, over) = match receive.recv().await {
+                Some(Incoming::Data(data)) => (Frame { channel: channel::DATA, data }, false),
+                Some(Incoming::Reset) => return,
+                None => (Frame { channel: channel::CLOSE, data: Bytes::from_static(&[channel::DATA]) }, true),
+            };
+            if to_node.send(frame).await.is_err() || over {
+                // The client's half is over; the pod's goes on.
+                return std::future::pending().await;
             }
-            frame = node.receive.recv() => match frame {
-                Some(Frame { channel: channel::DATA, data }) => {
-                    if send.data(data).await.is_err() {
-                        break Ok(());
-                    }
-                }
-                Some(Frame { channel: channel::ERROR, data }) => match serde_json::from_slice::<Status>(&data) {
-                    Ok(status) if status.status == "Success" => break Ok(()),
-                    Ok(status) => break Err(status),
-                    Err(_) => break Err(Status::internal_error(String::from_utf8_lossy(&data))),
-                },
-                Some(_) => {}
-                None => break Ok(()),
-            },
         }
+    };
+    let down = async {
+        while let Some(frame) = from_node.recv().await {
+            match frame.channel {
+                channel::DATA if send.data(frame.data.clone()).await.is_err() => return Ok(()),
+                channel::ERROR => return ended(&frame.data),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    let outcome = tokio::select! {
+        () = up => return Ok(()),
+        outcome = down => outcome,
     };
     send.finish().await;
     outcome
+}
+
+fn ended(status: &[u8]) -> Result<(), Status> {
+    match serde_json::from_slice::<Status>(status) {
+        Ok(status) if status.status == "Success" => Ok(()),
+        Ok(status) => Err(status),
+        Err(_) => Err(Status::internal_error(String::from_utf8_lossy(status))),
+    }
 }

@@ -9,6 +9,7 @@ use crate::node::{Frame, NodeStream, channel};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::{SinkExt as _, StreamExt as _};
 use skiff_api::status::Status;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -66,7 +67,7 @@ fn accepts(frame: &Frame, wanted: Wanted, closes: bool) -> bool {
     }
 }
 
-async fn websocket(mut socket: WebSocket, mut node: NodeStream, wanted: Wanted, closes: bool) {
+async fn websocket(mut socket: WebSocket, node: NodeStream, wanted: Wanted, closes: bool) {
     // An empty message on the first channel that the client reads says that the command is connected.
     let first = if wanted.stdout {
         channel::STDOUT
@@ -78,39 +79,44 @@ async fn websocket(mut socket: WebSocket, mut node: NodeStream, wanted: Wanted, 
     if socket.send(message(first, &[])).await.is_err() {
         return;
     }
-    loop {
-        tokio::select! {
-            received = socket.recv() => {
-                let mut data = match received {
-                    Some(Ok(Message::Binary(data))) => data,
-                    Some(Ok(Message::Text(text))) => Bytes::from(text),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                    // Dropping the node's stream ends what runs there.
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-                };
-                if data.is_empty() {
-                    continue;
-                }
-                let frame = Frame { channel: data.split_to(1)[0], data };
-                if accepts(&frame, wanted, closes) {
-                    // A command that reads no more ends by its status.
-                    let _ = node.send.send(frame).await;
-                }
+    // Both directions run by themselves: a command that waits until its output is read must not keep us from reading it.
+    let (mut sink, mut source) = socket.split();
+    let NodeStream { send, mut receive } = node;
+    let input = async {
+        while let Some(Ok(received)) = source.next().await {
+            let mut data = match received {
+                Message::Binary(data) => data,
+                Message::Text(text) => Bytes::from(text),
+                Message::Ping(_) | Message::Pong(_) => continue,
+                Message::Close(_) => return,
+            };
+            if data.is_empty() {
+                continue;
             }
-            frame = node.receive.recv() => {
-                let frame = frame.unwrap_or_else(|| Frame { channel: channel::ERROR, data: lost() });
-                let over = frame.channel == channel::ERROR;
-                if socket.send(message(frame.channel, &frame.data)).await.is_err() {
-                    return;
-                }
-                if over {
-                    let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
-                    let _ = socket.send(Message::Close(Some(close))).await;
-                    return;
-                }
+            let frame = Frame { channel: data.split_to(1)[0], data };
+            if accepts(&frame, wanted, closes) {
+                // A command that reads no more ends by its status.
+                let _ = send.send(frame).await;
             }
         }
-    }
+    };
+    let output = async {
+        loop {
+            let frame = receive.recv().await;
+            let frame = frame.unwrap_or_else(|| Frame { channel: channel::ERROR, data: lost() });
+            let over = frame.channel == channel::ERROR;
+            if sink.send(message(frame.channel, &frame.data)).await.is_err() {
+                return;
+            }
+            if over {
+                let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+                let _ = sink.send(Message::Close(Some(close))).await;
+                return;
+            }
+        }
+    };
+    // Whichever ends first ends the other; dropping the node's stream ends what runs there.
+    tokio::select! { () = input => {}, () = output => {} }
 }
 
 /// The streams that a SPDY client opened, by channel.

@@ -63,7 +63,11 @@ fn choose(asked: &[&str], known: &[&'static str]) -> Result<&'static str, Status
 }
 
 /// The answer to a SPDY upgrade; `run` gets the connection.
-pub fn switch_to_spdy<F>(on_upgrade: OnUpgrade, protocol: &'static str, run: impl FnOnce(Session) -> F + Send + 'static) -> Response
+pub fn switch_to_spdy<F>(
+    on_upgrade: OnUpgrade,
+    protocol: &'static str,
+    run: impl FnOnce(Session) -> F + Send + 'static,
+) -> Response
 where
     F: Future<Output = ()> + Send,
 {
@@ -95,6 +99,7 @@ pub fn tunnel(socket: WebSocket) -> Session {
             Err(error) => Some(Err(io::Error::other(error))),
         }
     });
-    let sink = sink.sink_map_err(io::Error::other).with(|bytes: Bytes| async { Ok::<_, io::Error>(Message::Binary(bytes)) });
+    let sink =
+        sink.sink_map_err(io::Error::other).with(|bytes: Bytes| async { Ok::<_, io::Error>(Message::Binary(bytes)) });
     Session::start(StreamReader::new(Box::pin(pieces)), SinkWriter::new(CopyToBytes::new(Box::pin(sink))))
 }

@@ -122,6 +122,29 @@ fn log_options(call: &Call) -> Result<LogOptions, Status> {
     })
 }
 
+/// Whether the container has run, as far as the pod's status tells; a container without a status is the node's to judge.
+fn check_has_log(pod: &Value, container: &str, previous: bool) -> Result<(), Status> {
+    let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
+    let mut all = lists.iter().flat_map(|list| meta::list_at(pod, &["status", list]));
+    let Some(found) = all.find(|s| meta::str_at(s, &["name"]) == container) else { return Ok(()) };
+    let name = meta::name(pod);
+    let ran_before = meta::at(found, &["lastState", "terminated"]).is_some_and(Value::is_object);
+    if previous {
+        let message = format!("previous terminated container {container:?} in pod {name:?} not found");
+        return if ran_before { Ok(()) } else { Err(Status::bad_request(message)) };
+    }
+    let waiting = meta::at(found, &["state", "waiting"]).is_some_and(Value::is_object);
+    if !waiting || ran_before {
+        return Ok(());
+    }
+    let why = match meta::str_at(found, &["state", "waiting", "reason"]) {
+        "ErrImagePull" => "image can't be pulled",
+        "ImagePullBackOff" => "trying and failing to pull image",
+        reason => reason,
+    };
+    Err(Status::bad_request(format!("container {container:?} in pod {name:?} is waiting to start: {why}")))
+}
+
 async fn log(state: &State, call: &Call) -> Result<Response, Status> {
     let options = log_options(call)?;
     let pod = state.must_read(&call.kind, call.namespace(), call.name(), Fresh::Linearizable).await?.decode();
@@ -133,6 +156,7 @@ async fn log(state: &State, call: &Call) -> Result<Response, Status> {
         *empty.status_mut() = http::StatusCode::NO_CONTENT;
         return Ok(empty);
     }
+    check_has_log(&pod, &container, options.previous)?;
     let nodes = crate::storage::keys::object_of("", "nodes", "", node);
     if state.read_key(&nodes, Fresh::Local).await?.is_none() {
         return Err(Status::not_found("", "pods", node));
@@ -175,5 +199,42 @@ pub fn target(pod: &Value, container: &str) -> Target {
         pod: meta::name(pod).into(),
         uid: meta::uid(pod).into(),
         container: container.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_log_needs_a_container_that_ran() {
+        let check = |state: Value, last: Value, previous: bool, expect: Option<&str>| {
+            let pod = json!({
+                "metadata": {"name": "p"},
+                "status": {"containerStatuses": [{"name": "c", "state": state, "lastState": last}]},
+            });
+            let message = check_has_log(&pod, "c", previous).err().map(|s| s.message);
+            assert_eq!(message.as_deref(), expect);
+            assert!(check_has_log(&pod, "without a status", previous).is_ok());
+        };
+        let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
+        let ended = json!({"terminated": {"exitCode": 1}});
+        check(json!({"running": {}}), json!({}), false, None);
+        check(ended.clone(), json!({}), false, None);
+        check(waiting.clone(), ended.clone(), false, None);
+        check(
+            waiting.clone(),
+            json!({}),
+            false,
+            Some("container \"c\" in pod \"p\" is waiting to start: ContainerCreating"),
+        );
+        check(waiting, ended, true, None);
+        check(
+            json!({"running": {}}),
+            json!({}),
+            true,
+            Some("previous terminated container \"c\" in pod \"p\" not found"),
+        );
     }
 }

@@ -23,7 +23,7 @@ pub fn check(call: &Call, options: &str) -> Result<(), Status> {
         errors.push(FieldError::too_long("fieldManager", 128));
     }
     if let Some((index, odd)) = manager.char_indices().find(|(_, c)| c.is_control()) {
-        let detail = format!("should be printable characters (found {odd:?} at {index})");
+        let detail = format!("invalid character {} (at position {index})", go_rune(odd));
         errors.push(FieldError::invalid("fieldManager", manager, detail));
     }
     errors.extend(dry_run_errors(&call.query.all("dryRun").collect::<Vec<_>>()));
@@ -32,6 +32,12 @@ pub fn check(call: &Call, options: &str) -> Result<(), Status> {
         errors.push(FieldError::not_supported("fieldValidation", validation, &["", "Ignore", "Strict", "Warn"]));
     }
     refuse(options, &errors)
+}
+
+/// A character as Go's `%#U` prints it: its number, and itself where it can be seen.
+fn go_rune(c: char) -> String {
+    let number = format!("U+{:04X}", u32::from(c));
+    if c.is_control() { number } else { format!("{number} '{c}'") }
 }
 
 pub fn dry_run_errors(values: &[&str]) -> Vec<FieldError> {

@@ -67,7 +67,8 @@ impl Document {
                 Ok(Document::Apply(document.value))
             }
             "application/apply-patch+cbor" => {
-                Err(Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type"))
+                let status = Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+                Err(status.with_details(Default::default()))
             }
             _ => Err(Status::unsupported_media_type(ACCEPTED)),
         }
@@ -160,7 +161,7 @@ fn go_map(value: &Value) -> String {
 /// Server-side apply: creates the object when it is not there.
 async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value) -> Result<Answer, Status> {
     let kind = call.kind.clone();
-    check_applied(call, &mut applied)?;
+    check_applied(call, &applied)?;
     let Some(schema) = Schema::for_kind(&kind) else {
         return Err(Status::internal_error(format!("{} has no schema to apply by", kind.kind)));
     };
@@ -173,13 +174,10 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
     let manager = call.manager();
     let force = call.query.flag("force");
     let subresource = call.info.subresource.clone();
-    let existing = state.read(&kind, call.namespace(), call.name(), Fresh::Linearizable).await?;
+    let existing = state.read(&kind, call.key_namespace(), call.name(), Fresh::Linearizable).await?;
     if existing.is_none() {
         if !subresource.is_empty() {
             return Err(call.not_found());
-        }
-        if !matches!(meta::resource_version(&applied), "" | "0") {
-            return Err(call.conflict(call.name(), Status::MODIFIED));
         }
         if !meta::uid(&applied).is_empty() {
             let detail = format!(
@@ -188,7 +186,10 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
             );
             return Err(call.conflict(call.name(), &detail));
         }
+        check_name(call, &applied)?;
+        meta::unset(&mut applied, "resourceVersion");
         let mut object = apply::apply(&kind, schema, None, &applied, &manager, force, &subresource, Timestamp::now())?;
+        create::check_namespace(call, &mut object)?;
         defaults::apply_defaults(&kind, &mut object);
         return create::insert(state, call, object, false).await;
     }
@@ -209,25 +210,22 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
 }
 
 /// What an applied configuration must say of itself.
-fn check_applied(call: &Call, applied: &mut Value) -> Result<(), Status> {
+fn check_applied(call: &Call, applied: &Value) -> Result<(), Status> {
     if !applied.is_object() {
         return Err(Status::bad_request("error decoding YAML: the document is not an object"));
     }
     let kind = &call.kind;
-    if meta::kind(applied).is_empty() || meta::api_version(applied).is_empty() {
-        let what = if meta::kind(applied).is_empty() { "Kind" } else { "apiVersion" };
-        return Err(Status::bad_request(format!("Object '{what}' is missing in '{applied}'")));
-    }
     if meta::kind(applied) != kind.kind || meta::api_version(applied) != kind.api_version() {
         let (group, version) = skiff_api::kinds::split_api_version(meta::api_version(applied));
-        return Err(Status::generic(format!("invalid object type: {group}/{version}, Kind={}", meta::kind(applied))));
+        let kind = meta::kind(applied);
+        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
     }
     if !meta::list_at(applied, &["metadata", "managedFields"]).is_empty() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    if meta::name(applied).is_empty() {
-        meta::set(applied, "name", call.name());
+    if !meta::name(applied).is_empty() {
+        check_name(call, applied)?;
     }
-    check_name(call, applied)?;
-    create::check_namespace(call, applied)
+    // The namespace is checked, but not added: what is applied is what the client sent.
+    create::check_namespace(call, &mut applied.clone())
 }

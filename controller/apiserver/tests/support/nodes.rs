@@ -1,13 +1,17 @@
 //! Nodes whose containers run a handful of made-up commands, so that streams can be tested without containers.
 //!
 //! `echo WORDS`, `warn WORDS` (to stderr), `cat`, `exit CODE`, `size` (prints the terminal's first size). Attach is `cat`. A log is two lines,
-//! the second of which comes only when the log is followed. Forwarded ports answer in upper case; port 9 refuses.
+//! the second of which comes only when the log is followed and [`MORE`] is told. Forwarded ports answer in upper case; port 9 refuses.
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use skiff_api::status::Status;
 use skiff_apiserver::node::{Frame, NodeConnector, NodeRequest, NodeStream, channel};
+use tokio::sync::Notify;
+
+/// Lets the log that is followed go on.
+pub static MORE: Notify = Notify::const_new();
 
 pub struct Scripted;
 
@@ -33,6 +37,7 @@ async fn run(mut stream: NodeStream, request: NodeRequest) {
         NodeRequest::Logs { options, .. } => {
             send(&stream, channel::STDOUT, "first\n".into()).await;
             if options.follow {
+                MORE.notified().await;
                 send(&stream, channel::STDOUT, "second\n".into()).await;
             }
             return;

@@ -24,12 +24,30 @@ pub enum Head {
 /// A frame that is taken in or given out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
-    SynStream { stream: u32, fin: bool, headers: Headers },
-    SynReply { stream: u32, headers: Headers },
-    Data { stream: u32, fin: bool, data: Bytes },
-    Reset { stream: u32, status: u32 },
-    Ping { id: u32 },
-    GoAway { last: u32 },
+    SynStream {
+        stream: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    SynReply {
+        stream: u32,
+        headers: Headers,
+    },
+    Data {
+        stream: u32,
+        fin: bool,
+        data: Bytes,
+    },
+    Reset {
+        stream: u32,
+        status: u32,
+    },
+    Ping {
+        id: u32,
+    },
+    GoAway {
+        last: u32,
+    },
     /// Settings, windows, priorities: nothing that these streams need.
     Other,
 }
@@ -102,9 +120,7 @@ pub fn encode(frame: &Frame, deflater: &mut Deflater) -> Result<Vec<u8>, FrameEr
         Frame::SynStream { stream, fin, headers } => {
             control(1, *fin, &[&stream.to_be_bytes(), &[0; 6], &deflater.write(headers)?])
         }
-        Frame::SynReply { stream, headers } => {
-            control(2, false, &[&stream.to_be_bytes(), &deflater.write(headers)?])
-        }
+        Frame::SynReply { stream, headers } => control(2, false, &[&stream.to_be_bytes(), &deflater.write(headers)?]),
         Frame::Reset { stream, status } => control(3, false, &[&stream.to_be_bytes(), &status.to_be_bytes()]),
         Frame::Ping { id } => control(6, false, &[&id.to_be_bytes()]),
         Frame::GoAway { last } => control(7, false, &[&last.to_be_bytes(), &[0; 4]]),
