@@ -18,6 +18,8 @@ const STDERR: u32 = 2;
 const STATUS: u32 = 3;
 const RESIZE: u32 = 4;
 const CLOSE: u32 = 255;
+/// How long a server may take to read what was sent to it.
+const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Answers calls, each in a task of its own.
 pub async fn serve(link: Link, pods: Directory) {
@@ -35,18 +37,18 @@ pub async fn serve(link: Link, pods: Directory) {
 async fn answer(channel: Channel, call: pb::Call, pods: Directory) -> anyhow::Result<()> {
     let (send, outgoing) = mpsc::channel(32);
     send.send(pb::Frame { id: call.id, ..Default::default() }).await?;
-    let incoming = wire::client(channel).attach(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut incoming = wire::client(channel).attach(ReceiverStream::new(outgoing)).await?.into_inner();
     let result = match call.kind {
-        Some(pb::call::Kind::Logs(request)) => logs(&pods, request, &send, incoming).await,
+        Some(pb::call::Kind::Logs(request)) => logs(&pods, request, &send, &mut incoming).await,
         Some(pb::call::Kind::Exec(request)) => {
             let stream = pods.exec(&exec_request(&request)).await;
-            run(stream, request.tty, &send, incoming).await
+            run(stream, request.tty, &send, &mut incoming).await
         }
         Some(pb::call::Kind::Attach(request)) => {
             let stream = pods.attach(&exec_request(&request)).await;
-            run(stream, request.tty, &send, incoming).await
+            run(stream, request.tty, &send, &mut incoming).await
         }
-        Some(pb::call::Kind::PortForward(request)) => forward(&pods, request, &send, incoming).await,
+        Some(pb::call::Kind::PortForward(request)) => forward(&pods, request, &send, &mut incoming).await,
         None => Err(StreamError::Failed("this agent does not know the call; upgrade it".into())),
     };
     if let Err(e) = result {
@@ -54,6 +56,10 @@ async fn answer(channel: Channel, call: pb::Call, pods: Directory) -> anyhow::Re
             "reason": "InternalError", "message": e.to_string(), "code": 500});
         let _ = send.send(frame(STATUS, status.to_string())).await;
     }
+    // Our half ends; the server ends the other when it has read everything. To drop the stream before would take back what is still under way.
+    drop(send);
+    let drain = async { while let Ok(Some(_)) = incoming.message().await {} };
+    let _ = tokio::time::timeout(DRAIN_MAX, drain).await;
     Ok(())
 }
 
@@ -65,7 +71,7 @@ async fn logs(
     pods: &Directory,
     request: pb::Logs,
     send: &mpsc::Sender<pb::Frame>,
-    mut incoming: Streaming<pb::Frame>,
+    incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
     let since: Option<jiff::Timestamp> = request.since_time.parse().ok();
     let mut lines = pods.logs(&LogRequest {
@@ -113,7 +119,7 @@ async fn run(
     stream: Result<ExecStream, StreamError>,
     tty: bool,
     send: &mpsc::Sender<pb::Frame>,
-    mut incoming: Streaming<pb::Frame>,
+    incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
     let ExecStream { mut stdin, mut output, resize, exit } = stream?;
     let mut listening = true;
@@ -168,7 +174,7 @@ async fn forward(
     pods: &Directory,
     request: pb::PortForward,
     send: &mpsc::Sender<pb::Frame>,
-    mut incoming: Streaming<pb::Frame>,
+    incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
     let port = u16::try_from(request.port).map_err(|_| StreamError::Failed(format!("{} is not a port", request.port)))?;
     let (mut read, mut write) = pods.port_forward(&request.namespace, &request.pod, port).await?.into_split();

@@ -43,7 +43,7 @@ pub async fn ensure_service(state: &State, client: &Client) -> Result<(), Status
     }
 }
 
-/// Where the API of every server is: what the members told, or this server's own addresses where they told nothing. Sorted.
+/// Where pods reach the API of every server: what the members told, or this server's own addresses where they told nothing. Sorted.
 fn servers(state: &State) -> Vec<SocketAddr> {
     let members = state.store.members();
     let told = members.iter().filter(|m| !m.learner).filter_map(|m| m.client_addr.parse().ok());
@@ -51,6 +51,8 @@ fn servers(state: &State) -> Vec<SocketAddr> {
     if all.is_empty() {
         all.clone_from(&state.config.endpoints);
     }
+    // No pod could reach a server by its loopback address, and Endpoints refuse it.
+    all.retain(|address| !address.ip().is_loopback());
     all.sort();
     all.dedup();
     all
@@ -62,6 +64,7 @@ pub async fn follow(server: ApiServer) {
     let mut leadership = state.store.leadership();
     let mut written: Option<Vec<SocketAddr>> = None;
     let mut age = 0;
+    let mut told = String::new();
     loop {
         let leading = leadership.borrow_and_update().clone();
         if leading.is_leader() {
@@ -70,8 +73,11 @@ pub async fn follow(server: ApiServer) {
                 let client = server.client(crate::auth::bootstrap::user()).with_manager("skiff").fenced(leading.term);
                 match write(&client, &wanted).await {
                     Ok(()) => (written, age) = (Some(wanted), 0),
+                    // The same trouble is told once, not every second.
+                    Err(status) if status.message == told => {}
                     Err(status) => {
-                        tracing::warn!(%status, "the endpoints of the kubernetes Service could not be written")
+                        tracing::warn!(%status, "the endpoints of the kubernetes Service could not be written");
+                        told = status.message;
                     }
                 }
             }

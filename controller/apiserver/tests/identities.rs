@@ -100,6 +100,31 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn the_kubernetes_service_leads_to_the_server() -> anyhow::Result<()> {
+    use skiff_apiserver::{Event, Select, next_event};
+    let cluster = Cluster::start().await?;
+    let admin = cluster.admin();
+    let slices = skiff_api::kinds::by_resource("discovery.k8s.io", "v1", "endpointslices")
+        .ok_or_else(|| anyhow::anyhow!("no slices"))?;
+    let watch = admin.watch(&slices, &Select::namespace("default"), 0).await;
+    let mut watch = watch.map_err(|s| anyhow::anyhow!(s.message))?;
+    let slice = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        loop {
+            if let Event::Added(slice) =
+                next_event(&mut watch).await.ok_or_else(|| anyhow::anyhow!("the watch ended"))?
+            {
+                return anyhow::Ok(slice);
+            }
+        }
+    });
+    let slice = slice.await??;
+    assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "kubernetes");
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.1"]));
+    assert_eq!(slice["ports"][0]["port"], cluster.address.port());
+    Ok(())
+}
+
+#[tokio::test]
 async fn nodes_may_do_what_their_pods_need() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
     cluster.running_pod("n1", "mine").await?;

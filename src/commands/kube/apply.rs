@@ -91,10 +91,14 @@ fn prepare_one<'d>(
 ) -> Result<Ready<'d>, (&'static str, anyhow::Error)> {
     let object = &document.value;
     let resource = discovery.of_object(object).map_err(|e| ("kind", e))?;
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    if name.is_empty() {
-        return Err(("metadata", anyhow!("metadata.name is not set; apply needs a name")));
-    }
+    let name = match &object["metadata"]["name"] {
+        Value::String(name) if !name.is_empty() => name.clone(),
+        Value::Null | Value::String(_) => {
+            return Err(("metadata", anyhow!("metadata.name is not set; apply needs a name")));
+        }
+        // YAML 1.1, which Kubernetes reads, takes y, yes, no, on and off for booleans.
+        other => return Err(("metadata.name", anyhow!("metadata.name is {other}, not a text; put it in quotes"))),
+    };
     let own = object["metadata"]["namespace"].as_str().filter(|n| !n.is_empty());
     if let (Some(own), Some(asked)) = (own, asked)
         && own != asked

@@ -44,9 +44,11 @@ impl Cluster {
         let tls = skiff_identity::server(ca.certificate(), &own)?;
         let mut config = Config::new(Arc::new(TokenSigner::generate("https://kubernetes.default.svc")));
         config.controllers = false;
-        let server = ApiServer::new(config, skiff_store::Store::in_memory().await, Arc::new(nodes::Scripted))?;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
+        // Endpoints may not be on the loopback; nobody dials this one.
+        config.endpoints = vec![SocketAddr::from(([192, 0, 2, 1], address.port()))];
+        let server = ApiServer::new(config, skiff_store::Store::in_memory().await, Arc::new(nodes::Scripted))?;
         let stop = CancellationToken::new();
         let (serving, until) = (server.clone(), stop.clone());
         tokio::spawn(async move { serving.serve(listener, Some(tls), until).await });

@@ -22,8 +22,11 @@ pub fn word(value: &Value) -> String {
     }
 }
 
-/// `hostPath` as `Host Path`.
+/// `hostPath` as `Host Path`; what is no field's name (`ca.crt`) stays as it is.
 fn title(field: &str) -> String {
+    if !field.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return field.to_owned();
+    }
     let mut out = String::new();
     for (index, c) in field.char_indices() {
         if index == 0 {
@@ -173,13 +176,13 @@ mod tests {
     #[test]
     fn any_object() {
         let object = json!({"apiVersion": "v1", "kind": "X", "metadata": {"name": "a", "creationTimestamp": "t", "labels": {"a": "b", "c": "d"}},
-            "data": {"hostPath": "1\n2\n"}, "verbs": ["get", "list"], "rules": [{"a": 1}]});
+            "data": {"hostPath": "1\n2\n", "ca.crt": "x"}, "verbs": ["get", "list"], "rules": [{"a": 1}]});
         let mut page = Page::default();
         page.head(&object);
         page.rest(&object);
         page.events(&[]);
         let expect = "Name:              a\nLabels:            a=b\n                   c=d\nAnnotations:       <none>\nCreated:           t\n\
-            Data:\n  Host Path:\n    1\n    2\nVerbs:             get, list\nRules:\n  [0]:\n    A:             1\nEvents:            <none>\n";
+            Data:\n  Host Path:\n    1\n    2\n  ca.crt:          x\nVerbs:             get, list\nRules:\n  [0]:\n    A:             1\nEvents:            <none>\n";
         assert_eq!(page.text(), expect);
     }
 }
