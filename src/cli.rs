@@ -23,7 +23,9 @@ enum Command {
     Agent(run::AgentArgs),
     /// The local cluster's first process
     #[command(hide = true)]
-    LocalSupervisor { spec: std::path::PathBuf },
+    LocalSupervisor {
+        spec: std::path::PathBuf,
+    },
     /// Hand the demo's image to the cluster of the current kubeconfig
     #[command(hide = true)]
     DemoImage,

@@ -35,7 +35,8 @@ pub async fn join(addr: &str, token: &Token, request: pb::JoinRequest) -> anyhow
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => {
                 let error = wire::explain(addr, &status);
-                let hopeless = status.code() == tonic::Code::FailedPrecondition || format!("{error:#}").contains("another cluster");
+                let hopeless = status.code() == tonic::Code::FailedPrecondition
+                    || format!("{error:#}").contains("another cluster");
                 if hopeless || begun.elapsed() > PATIENCE {
                     return Err(error);
                 }
@@ -48,7 +49,8 @@ pub async fn join(addr: &str, token: &Token, request: pb::JoinRequest) -> anyhow
 
 /// The node's identity from `dir`, or by joining with `token`.
 pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) -> anyhow::Result<Enrolled> {
-    let (ca, certificate, key, known) = (dir.join("ca.crt"), dir.join("node.crt"), dir.join("node.key"), dir.join("servers.json"));
+    let (ca, certificate, key, known) =
+        (dir.join("ca.crt"), dir.join("node.crt"), dir.join("node.key"), dir.join("servers.json"));
     let token: Option<Token> = token.map(str::parse).transpose()?;
     if let Some(own) = wire::read_pair(&certificate, &key)? {
         let ca = std::fs::read_to_string(&ca).with_context(|| format!("reading {}", ca.display()))?;
@@ -56,7 +58,10 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
         if let Some(token) = &token
             && token.ca_hash != ours
         {
-            anyhow::bail!("{} belongs to another cluster than the token; use another --data-dir, or remove it", dir.display());
+            anyhow::bail!(
+                "{} belongs to another cluster than the token; use another --data-dir, or remove it",
+                dir.display()
+            );
         }
         let servers = std::fs::read(&known).ok().and_then(|k| serde_json::from_slice::<Known>(&k).ok());
         let mut servers = servers.map(|k| k.servers).unwrap_or_default();
@@ -72,7 +77,8 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
     let (key_pem, signing_request) = skiff_identity::request(old_key.as_deref())?;
     // The key first: a name that was claimed with it must not be lost with it.
     write(&key, &key_pem)?;
-    let request = pb::JoinRequest { token: token.to_string(), name: node.to_owned(), signing_request, ..Default::default() };
+    let request =
+        pb::JoinRequest { token: token.to_string(), name: node.to_owned(), signing_request, ..Default::default() };
     let answer = join(server, &token, request).await?;
     write(&ca, &answer.ca)?;
     write(&certificate, &answer.certificate)?;
@@ -93,7 +99,8 @@ fn write(path: &PathBuf, text: &str) -> anyhow::Result<()> {
     let unfinished = path.with_extension("tmp");
     let run = || -> std::io::Result<()> {
         use std::io::Write as _;
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&unfinished, path)

@@ -91,7 +91,9 @@ async fn from_cluster(store: &ImageStore, link: &Link, image: &str) -> bool {
         };
         match tokio::join!(copy, import) {
             (Ok(()), Ok(Ok(_))) => return true,
-            (copied, imported) => tracing::warn!(addr, image, ?copied, ?imported, "taking an image from a server failed"),
+            (copied, imported) => {
+                tracing::warn!(addr, image, ?copied, ?imported, "taking an image from a server failed")
+            }
         }
     }
     false

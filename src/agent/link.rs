@@ -294,7 +294,11 @@ impl Link {
         let own = objects.objects.iter().filter(|o| o.resource == "nodes");
         let unknown = own.into_iter().filter_map(|o| tables.nodes.get(&(String::new(), o.name.clone()))).any(|n| {
             let mine = n.metadata.name.as_deref() == self.inner.machine.object(true)["metadata"]["name"].as_str();
-            mine && n.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "Unknown")
+            mine && n
+                .status
+                .iter()
+                .flat_map(|s| s.conditions.iter().flatten())
+                .any(|c| c.type_ == "Ready" && c.status == "Unknown")
         });
         self.inner.tables.send_replace(Arc::new(tables));
         if unknown {

@@ -30,9 +30,15 @@ fn read(path: &str) -> String {
 impl Machine {
     pub fn read(node: &str, address: Ipv4Addr, labels: &[(String, String)]) -> Machine {
         let memory = read("/proc/meminfo");
-        let kib = memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
+        let kib =
+            memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
         let release = read("/etc/os-release");
-        let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').to_owned();
+        let os = release
+            .lines()
+            .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+            .unwrap_or("Linux")
+            .trim_matches('"')
+            .to_owned();
         let disk = nix::sys::statvfs::statvfs("/var").map_or(0, |s| s.blocks() as i64 * s.fragment_size() as i64);
         Machine {
             node: node.to_owned(),
@@ -129,7 +135,9 @@ pub fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
 
 pub async fn wait_for_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}

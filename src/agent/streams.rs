@@ -9,8 +9,8 @@ use skiff_proto::fleet as pb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 const STDIN: u32 = 0;
 const STDOUT: u32 = 1;
@@ -121,42 +121,52 @@ async fn run(
     send: &mpsc::Sender<pb::Frame>,
     incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
-    let ExecStream { mut stdin, mut output, resize, exit } = stream?;
-    let mut listening = true;
-    loop {
-        tokio::select! {
-            out = output.recv() => {
-                let out = match out {
-                    Some(Output::Stdout(bytes)) => frame(STDOUT, bytes),
-                    Some(Output::Stderr(bytes)) => frame(if tty { STDOUT } else { STDERR }, bytes),
-                    None => break,
-                };
-                if send.send(out).await.is_err() {
-                    return Ok(());
-                }
+    let ExecStream { stdin, mut output, resize, exit } = stream?;
+    // Each way on its own: a program that does not read its input must still be heard.
+    let down = async {
+        while let Some(out) = output.recv().await {
+            let out = match out {
+                Output::Stdout(bytes) => frame(STDOUT, bytes),
+                Output::Stderr(bytes) => frame(if tty { STDOUT } else { STDERR }, bytes),
+            };
+            if send.send(out).await.is_err() {
+                return false;
             }
-            message = incoming.message(), if listening => match message {
-                Ok(Some(input)) => match input.channel {
-                    STDIN => if let Some(stdin) = &stdin {
-                        let _ = stdin.send(input.data).await;
-                    },
-                    RESIZE => if let Some(size) = size(&input.data) {
-                        let _ = resize.send(size).await;
-                    },
-                    CLOSE => stdin = None,
-                    _ => {}
-                },
-                // The client's half is over; dropping everything ends the program.
-                _ if send.is_closed() => return Ok(()),
-                _ => listening = false,
-            },
         }
+        true
+    };
+    let up = async {
+        let mut stdin = stdin;
+        while let Ok(Some(input)) = incoming.message().await {
+            match input.channel {
+                STDIN => {
+                    if let Some(stdin) = &stdin {
+                        let _ = stdin.send(input.data).await;
+                    }
+                }
+                RESIZE => {
+                    if let Some(size) = size(&input.data) {
+                        let _ = resize.send(size).await;
+                    }
+                }
+                CLOSE => stdin = None,
+                _ => {}
+            }
+        }
+        // The server dropped the stream: nobody listens any more.
+        false
+    };
+    let ended = tokio::select! { ended = down => ended, gone = up => gone };
+    if !ended {
+        return Ok(());
     }
     let status = match exit.await {
         Ok(Ok(0)) => json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-        Ok(Ok(code)) => json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+        Ok(Ok(code)) => {
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
             "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}}),
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}})
+        }
         Ok(Err(why)) => return Err(StreamError::Failed(why)),
         Err(_) => return Ok(()),
     };
@@ -176,7 +186,8 @@ async fn forward(
     send: &mpsc::Sender<pb::Frame>,
     incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
-    let port = u16::try_from(request.port).map_err(|_| StreamError::Failed(format!("{} is not a port", request.port)))?;
+    let port =
+        u16::try_from(request.port).map_err(|_| StreamError::Failed(format!("{} is not a port", request.port)))?;
     let (mut read, mut write) = pods.port_forward(&request.namespace, &request.pod, port).await?.into_split();
     let down = async {
         let mut buffer = vec![0; 32 << 10];

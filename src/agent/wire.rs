@@ -59,6 +59,7 @@ pub fn read_pair(certificate: &std::path::Path, key: &std::path::Path) -> anyhow
     if !certificate.exists() || !key.exists() {
         return Ok(None);
     }
-    let read = |path: &std::path::Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let read =
+        |path: &std::path::Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
     Ok(Some(Pair { certificate: read(certificate)?, key: read(key)? }))
 }

@@ -18,7 +18,12 @@ use tokio::sync::watch;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the node's network as the cluster's ranges want it.
-pub async fn network(options: &Options, dir: &Path, node_ip: Ipv4Addr, welcome: &pb::Welcome) -> anyhow::Result<Network> {
+pub async fn network(
+    options: &Options,
+    dir: &Path,
+    node_ip: Ipv4Addr,
+    welcome: &pb::Welcome,
+) -> anyhow::Result<Network> {
     let cidr = |text: &str, what: &str| {
         text.parse::<skiff_network::Cidr>().map_err(|e| anyhow::anyhow!("the {what} {text:?} from the server: {e}"))
     };
@@ -40,7 +45,12 @@ pub async fn network(options: &Options, dir: &Path, node_ip: Ipv4Addr, welcome: 
 pub struct PodLinks(pub Network);
 
 impl PodNetwork for PodLinks {
-    fn attach(&self, pod: PodIdentity, netns: PathBuf, ports: Vec<HostPort>) -> BoxFuture<'static, Result<Ipv4Addr, String>> {
+    fn attach(
+        &self,
+        pod: PodIdentity,
+        netns: PathBuf,
+        ports: Vec<HostPort>,
+    ) -> BoxFuture<'static, Result<Ipv4Addr, String>> {
         let network = self.0.clone();
         Box::pin(async move {
             let ports = ports

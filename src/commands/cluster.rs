@@ -88,9 +88,15 @@ impl Cluster {
             let name = format!("s{n}");
             let address = host.address(&name)?.to_string();
             let data = dir.join(&name).display().to_string();
-            let mut argv = words(&["server", "--name", &name, "--data-dir", &data, "--advertise", &address, "--no-agent"])?;
+            let mut argv =
+                words(&["server", "--name", &name, "--data-dir", &data, "--advertise", &address, "--no-agent"])?;
             if n == 1 {
-                argv.extend(["--bootstrap-token".into(), agent.to_string(), "--bootstrap-token".into(), server.to_string()]);
+                argv.extend([
+                    "--bootstrap-token".into(),
+                    agent.to_string(),
+                    "--bootstrap-token".into(),
+                    server.to_string(),
+                ]);
             } else {
                 argv.extend(["--join".into(), first.clone(), "--token".into(), server.to_string()]);
             }
@@ -102,8 +108,19 @@ impl Cluster {
             let (data, cgroup) = (dir.join(&name).display().to_string(), host.cgroup(&name));
             let token = agent.to_string();
             let argv = words(&[
-                "agent", "--server", &first, "--token", &token, "--node-name", &name, "--node-ip", &address, "--data-dir", &data,
-                "--cgroup", &cgroup,
+                "agent",
+                "--server",
+                &first,
+                "--token",
+                &token,
+                "--node-name",
+                &name,
+                "--node-ip",
+                &address,
+                "--data-dir",
+                &data,
+                "--cgroup",
+                &cgroup,
             ])?;
             spawn(host, dir, &name, argv)?;
         }
@@ -146,7 +163,9 @@ impl Cluster {
             return Ok(Some(format!("{ready} of {} nodes are Ready", shape.agents)));
         }
         let slices = self.api.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await;
-        let servers = slices.map_or(0, |s| s["endpoints"].as_array().into_iter().flatten().flat_map(|e| e["addresses"].as_array()).map(Vec::len).sum());
+        let servers = slices.map_or(0, |s| {
+            s["endpoints"].as_array().into_iter().flatten().flat_map(|e| e["addresses"].as_array()).map(Vec::len).sum()
+        });
         if shape.servers > 1 && servers < shape.servers {
             return Ok(Some(format!("{servers} of {} servers serve", shape.servers)));
         }

@@ -122,7 +122,8 @@ impl ServerArgs {
 impl AgentArgs {
     pub fn options(self) -> anyhow::Result<agent::Options> {
         let label = |text: &String| {
-            let (key, value) = text.split_once('=').with_context(|| format!("--node-label {text:?} is not key=value"))?;
+            let (key, value) =
+                text.split_once('=').with_context(|| format!("--node-label {text:?} is not key=value"))?;
             anyhow::Ok((key.to_owned(), value.to_owned()))
         };
         Ok(agent::Options {

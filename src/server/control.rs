@@ -131,8 +131,12 @@ async fn judge(
         if new == *old {
             continue;
         }
-        let changed: Vec<Change> =
-            new.0.iter().filter(|(name, state)| old.0.get(*name) != Some(*state)).map(|(name, _)| node_change(name)).collect();
+        let changed: Vec<Change> = new
+            .0
+            .iter()
+            .filter(|(name, state)| old.0.get(*name) != Some(*state))
+            .map(|(name, _)| node_change(name))
+            .collect();
         for (name, state) in &new.0 {
             if old.0.get(name).is_some_and(|o| o != state) {
                 tracing::info!(node = name, ?state, "a node's heartbeats changed");

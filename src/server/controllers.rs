@@ -162,7 +162,7 @@ async fn work(controller: &Controller, leading: &Leading, client: &Client, queue
 
 fn kind(resource: &Resource) -> Result<Arc<kinds::Kind>, Status> {
     kinds::by_resource(&resource.group, &resource.version, &resource.plural)
-        .ok_or_else(|| Status::internal_error(&format!("no kind {}", resource.plural)))
+        .ok_or_else(|| Status::internal_error(format!("no kind {}", resource.plural)))
 }
 
 /// Carries out one action. What is done already counts as done; a conflict is a failure, because the plan was made from an older state.

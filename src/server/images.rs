@@ -60,7 +60,8 @@ pub async fn take(shared: &Arc<Shared>, chunks: mpsc::Receiver<pb::ImageChunk>) 
 async fn hand_to_peers(shared: &Arc<Shared>, reference: &str) -> Result<(), String> {
     let others = shared.store.members().into_iter().filter(|m| m.id != shared.store.id());
     for member in others {
-        let channel = wire::channel(&member.client_addr, shared.ca.certificate(), Some(&shared.own)).map_err(|e| e.to_string())?;
+        let channel = wire::channel(&member.client_addr, shared.ca.certificate(), Some(&shared.own))
+            .map_err(|e| e.to_string())?;
         let chunks = shared.images.send(reference.to_owned())?;
         // A reference in the first chunk says that this copy need not be handed on.
         let marked = pb::ImageChunk { reference: reference.to_owned(), data: bytes::Bytes::new() };

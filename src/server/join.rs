@@ -79,7 +79,12 @@ pub fn token_secret(token: &Token, lifetime: Option<SignedDuration>) -> serde_js
 }
 
 /// Makes a token through the API, as `skiff token create` does on a server.
-pub async fn write_token(api: &crate::client::Api, ca_pem: &str, role: Role, lifetime: Option<SignedDuration>) -> anyhow::Result<Token> {
+pub async fn write_token(
+    api: &crate::client::Api,
+    ca_pem: &str,
+    role: Role,
+    lifetime: Option<SignedDuration>,
+) -> anyhow::Result<Token> {
     let token = Token::generate(skiff_identity::hash(ca_pem)?, role);
     api.post("/api/v1/namespaces/kube-system/secrets", &token_secret(&token, lifetime)).await?;
     Ok(token)

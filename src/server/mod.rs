@@ -99,8 +99,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("listening on {} for the API (is another server running there?)", options.listen))?;
     listener.set_nonblocking(true)?;
     let peer_listen = SocketAddr::new(options.listen.ip(), options.peer_port);
-    let peer_listener =
-        std::net::TcpListener::bind(peer_listen).with_context(|| format!("listening on {peer_listen} for the other servers"))?;
+    let peer_listener = std::net::TcpListener::bind(peer_listen)
+        .with_context(|| format!("listening on {peer_listen} for the other servers"))?;
     let peers = join::prepare(&options, &files).await?;
     let ca = Ca::load(files.ca()?)?;
     let own = ca.issue(&subject(&options, service_cidr)?)?;
@@ -123,7 +123,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await?;
     let images = images::Images::open(&options.data_dir.join("server/images"))?;
-    let shared = Arc::new(Shared { options: options.clone(), ca, files, store: store.clone(), service_cidr, images, own, admits: false.into() });
+    let shared = Arc::new(Shared {
+        options: options.clone(),
+        ca,
+        files,
+        store: store.clone(),
+        service_cidr,
+        images,
+        own,
+        admits: false.into(),
+    });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
     files_for_people(&shared, &options)?;
     let client = api.client(UserInfo::apiserver());
@@ -132,7 +141,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         join::accept_token(&client, &token.parse()?, None).await.context("accepting --bootstrap-token")?;
     }
     shared.admits.store(true, std::sync::atomic::Ordering::Release);
-    tracing::info!(name = options.name, api = api_addr, member = format_args!("{:x}", store.id()), "this server is ready");
+    tracing::info!(
+        name = options.name,
+        api = api_addr,
+        member = format_args!("{:x}", store.id()),
+        "this server is ready"
+    );
     wait_for_signal(&store).await;
     store.stop().await;
     stop.cancel();
@@ -187,7 +201,8 @@ async fn start_api(
 
 /// The names and addresses under which clients may find this server's API.
 fn subject(options: &Options, service_cidr: Cidr) -> anyhow::Result<Subject> {
-    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).to_vec();
+    let mut names: Vec<String> =
+        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).to_vec();
     names.push("kubernetes.default.svc.cluster.local".into());
     names.push(options.name.clone());
     let mut addresses = vec![options.advertise, IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(service_cidr.nth(1))];
@@ -238,7 +253,9 @@ fn files_for_people(shared: &Shared, options: &Options) -> anyhow::Result<()> {
 async fn wait_for_signal(store: &Store) {
     use tokio::signal::unix::{SignalKind, signal};
     let mut failure = store.failure();
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
     tokio::select! {
         _ = term.recv() => tracing::info!("stopping"),
         _ = int.recv() => tracing::info!("stopping"),

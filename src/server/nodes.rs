@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use skiff_api::status::Status;
 use skiff_apiserver::NodeConnector;
 use skiff_apiserver::node::{Frame, NodeRequest, NodeStream, Target};
-use skiff_fleet::Calls;
+use skiff_fleet::{CallStream, Calls};
 use skiff_proto::fleet as pb;
 use std::sync::Arc;
 
@@ -24,38 +24,38 @@ impl NodeConnector for Connector {
         let (calls, node) = (self.calls.clone(), node.to_owned());
         Box::pin(async move {
             let stream = calls.open(&node, call(request)).await;
-            let mut stream = stream.map_err(|e| Status::service_unavailable(format!("{e}; see that its agent runs")))?;
-            let (ours, mut theirs) = NodeStream::pair();
-            tokio::spawn(async move {
-                let mut client_sends = true;
-                loop {
-                    tokio::select! {
-                        // The client is gone altogether: dropping our end tells the agent.
-                        () = theirs.send.closed() => return,
-                        frame = theirs.receive.recv(), if client_sends => {
-                            // It sends no more, but may still listen.
-                            let Some(frame) = frame else {
-                                client_sends = false;
-                                continue;
-                            };
-                            let frame = pb::Frame { id: String::new(), channel: frame.channel.into(), data: frame.data };
-                            if stream.send.send(frame).await.is_err() {
-                                return;
-                            }
-                        }
-                        frame = stream.receive.recv() => {
-                            let Some(frame) = frame else { return };
-                            let frame = Frame { channel: frame.channel as u8, data: frame.data };
-                            if theirs.send.send(frame).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                }
-            });
+            let stream = stream.map_err(|e| Status::service_unavailable(format!("{e}; see that its agent runs")))?;
+            let (ours, theirs) = NodeStream::pair();
+            tokio::spawn(join(stream, theirs));
             Ok(ours)
         })
     }
+}
+
+/// Copies frames both ways, each way on its own: a full queue in one must not stop the other. Ends when the node's half
+/// ends or the client is gone altogether; dropping both ends tells the other side.
+async fn join(stream: CallStream, client: NodeStream) {
+    let CallStream { send: to_node, receive: mut from_node } = stream;
+    let NodeStream { send: to_client, receive: mut from_client } = client;
+    let down = async {
+        while let Some(frame) = from_node.recv().await {
+            let frame = Frame { channel: frame.channel as u8, data: frame.data };
+            if to_client.send(frame).await.is_err() {
+                return;
+            }
+        }
+    };
+    let up = async {
+        while let Some(frame) = from_client.recv().await {
+            let frame = pb::Frame { id: String::new(), channel: frame.channel.into(), data: frame.data };
+            if to_node.send(frame).await.is_err() {
+                return;
+            }
+        }
+        // It sends no more, but may still listen.
+        to_client.closed().await;
+    };
+    tokio::select! { () = down => {}, () = up => {} }
 }
 
 fn call(request: NodeRequest) -> pb::call::Kind {

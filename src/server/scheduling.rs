@@ -55,7 +55,10 @@ pub async fn run(leading: Leading) {
             let written = client.revision();
             let _ = tokio::time::timeout(Duration::from_secs(5), revision.wait_for(|r| *r >= written)).await;
             let view = leading.view.read();
-            let more = view.pods.values().any(|p| is_waiting(p) && !said.contains_key(p.metadata.uid.as_deref().unwrap_or_default()));
+            let more = view
+                .pods
+                .values()
+                .any(|p| is_waiting(p) && !said.contains_key(p.metadata.uid.as_deref().unwrap_or_default()));
             drop(view);
             if more {
                 continue;

@@ -153,7 +153,11 @@ impl ApiUpstream {
             Some(_) => Ok(()),
             None => {
                 let patch = json!({"metadata": {"annotations": {KEY_HASH: hash}}});
-                self.client.patch(&nodes, "", &request.name, "", PatchType::Merge, &patch).await.map(drop).map_err(failed)
+                self.client
+                    .patch(&nodes, "", &request.name, "", PatchType::Merge, &patch)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
             }
         }
     }
@@ -198,8 +202,15 @@ impl ApiUpstream {
             same.then(|| {
                 let mut merged = status.clone();
                 // What others say of the pod stays: the scheduler's condition above all.
-                let said: Vec<_> = merged["conditions"].as_array().into_iter().flatten().map(|c| c["type"].clone()).collect();
-                let others: Vec<_> = object["status"]["conditions"].as_array().into_iter().flatten().filter(|c| !said.contains(&c["type"])).cloned().collect();
+                let said: Vec<_> =
+                    merged["conditions"].as_array().into_iter().flatten().map(|c| c["type"].clone()).collect();
+                let others: Vec<_> = object["status"]["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|c| !said.contains(&c["type"]))
+                    .cloned()
+                    .collect();
                 if let Some(conditions) = merged["conditions"].as_array_mut() {
                     conditions.extend(others);
                 }
@@ -208,7 +219,9 @@ impl ApiUpstream {
                         merged[field] = object["status"][field].clone();
                     }
                 }
-                merged.as_object_mut().map(|m| m.retain(|_, v| !v.is_null()));
+                if let Some(fields) = merged.as_object_mut() {
+                    fields.retain(|_, v| !v.is_null());
+                }
                 merged
             })
         };
@@ -216,8 +229,7 @@ impl ApiUpstream {
     }
 
     async fn do_pod_gone(self, pod: pb::PodGone) -> Result<(), UpstreamError> {
-        let options =
-            DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..Default::default() };
+        let options = DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..Default::default() };
         match self.client.delete(&*kind("pods")?, &pod.namespace, &pod.name, &options).await {
             Err(status) if matches!(status.code(), 404 | 409) => Ok(()),
             other => other.map(drop).map_err(failed),

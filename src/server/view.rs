@@ -47,7 +47,9 @@ async fn take_in(
                     for (resource, key, json) in batch.drain(..) {
                         match view.apply(&resource, &key, json.as_deref()) {
                             Ok(change) => changes.push(change),
-                            Err(e) => tracing::error!(%key, resource = resource.plural, "an object in the store cannot be read: {e}"),
+                            Err(e) => {
+                                tracing::error!(%key, resource = resource.plural, "an object in the store cannot be read: {e}")
+                            }
                         }
                     }
                     view.revision = reached;

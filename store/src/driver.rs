@@ -144,7 +144,7 @@ struct RaftThread {
 }
 
 enum ToDisk {
-    Persist(Persist),
+    Persist(Box<Persist>),
     DropUntil(u64),
 }
 
@@ -230,7 +230,7 @@ impl RaftThread {
             if let Some(snapshot) = &persist.snapshot {
                 self.installing.push((persist.number, snapshot::file_name(snapshot.get_metadata().index)));
             }
-            let _ = self.to_disk.send(ToDisk::Persist(persist));
+            let _ = self.to_disk.send(ToDisk::Persist(Box::new(persist)));
         }
         if output.snapshot_wanted {
             let _ = self.to_apply.send(ToApply::TakeSnapshot);
@@ -272,6 +272,7 @@ fn disk_thread(shared: &Shared, mut log: Log, queue: Receiver<ToDisk>) -> Result
             match work {
                 ToDisk::DropUntil(index) => log.drop_until(index).map_err(failed)?,
                 ToDisk::Persist(persist) => {
+                    let persist = *persist;
                     if let Some(snapshot) = persist.snapshot {
                         log.append(&std::mem::take(&mut entries), hard_state.take().as_ref()).map_err(failed)?;
                         let name = snapshot::file_name(snapshot.get_metadata().index);

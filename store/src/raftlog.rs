@@ -93,7 +93,7 @@ fn size(entry: &Entry) -> usize {
 
 impl Storage for RaftLog {
     fn initial_state(&self) -> Result<RaftState> {
-        let conf_state = self.snapshot.conf_state.clone().unwrap_or_else(ConfState::default);
+        let conf_state = self.snapshot.conf_state.clone().unwrap_or_default();
         Ok(RaftState { hard_state: self.hard_state.clone(), conf_state })
     }
 

@@ -77,7 +77,7 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
         };
         total += pairs.len() as u64;
         if !pairs.is_empty() {
-            let pairs = pairs.iter().map(|p| stored(p)).collect();
+            let pairs = pairs.iter().map(stored).collect();
             record::push(&mut buffer, &pb::SnapshotPairs { pairs, ..Default::default() }.encode_to_vec());
         }
         if buffer.len() >= FLUSH_BYTES {

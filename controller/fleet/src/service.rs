@@ -139,7 +139,10 @@ impl Fleet for FleetService {
         Ok(Response::new(Box::pin(out)))
     }
 
-    async fn put_image(&self, request: Request<Streaming<pb::ImageChunk>>) -> Result<Response<pb::ImageRecord>, Status> {
+    async fn put_image(
+        &self,
+        request: Request<Streaming<pb::ImageChunk>>,
+    ) -> Result<Response<pb::ImageRecord>, Status> {
         if request.extensions().get::<Trusted>().is_none() {
             return Err(Status::permission_denied("only an administrator may hand images to the cluster"));
         }

@@ -138,7 +138,7 @@ fn choose(c: &Context<'_>, service: &Service) -> Vec<Chosen> {
     // Its node's silence made it unready, or would: by itself it was fine.
     let silenced = |p: &Pod| lost(p) && (pods::is_ready(p) || pods::unready_reason(p) == Some(super::nodes::NODE_LOST));
     let healthy = |p: &Arc<Pod>| pods::is_ready(p) && !lost(p) && !pods::is_deleting(p);
-    let keep_silenced = !candidates.iter().any(|p| healthy(p));
+    let keep_silenced = !candidates.iter().any(healthy);
     candidates
         .into_iter()
         .map(|pod| {
@@ -212,12 +212,15 @@ fn endpoint(service: &Service, chosen: &Chosen) -> Endpoint {
     }
 }
 
+/// What a slice says: ports and endpoints; both None in the one slice of a Service without pods.
+type Content = (Option<Vec<EndpointPort>>, Option<Vec<Endpoint>>);
+
 fn slices_for(service: &Service, chosen: &[Chosen], existing: &[Arc<EndpointSlice>], plan: &mut Plan) {
     let mut groups: BTreeMap<Ports, Vec<&Chosen>> = BTreeMap::new();
     for one in chosen {
         groups.entry(ports_of(service, &one.pod)).or_default().push(one);
     }
-    let mut wanted: Vec<(Option<Vec<EndpointPort>>, Option<Vec<Endpoint>>)> = Vec::new();
+    let mut wanted: Vec<Content> = Vec::new();
     for (ports, members) in groups {
         let ports: Vec<_> = ports
             .into_iter()

@@ -28,7 +28,8 @@ pub async fn deploy(world: &World<'_>, report: &mut Report) -> anyhow::Result<()
     report.time("image made and handed to the cluster", begun.elapsed(), None);
     world.apply(include_str!("../../../manifests/demo/web.yaml")).await?;
     world.apply(include_str!("../../../manifests/demo/keeper.yaml")).await?;
-    let took = world.until("3 pods of web are Ready", PATIENCE, || async { Ok(world.ready_web().await?.len() == 3) }).await?;
+    let took =
+        world.until("3 pods of web are Ready", PATIENCE, || async { Ok(world.ready_web().await?.len() == 3) }).await?;
     report.time("Deployment of 3 Ready (image fetched by every node)", took, None);
     let pods = world.ready_web().await?;
     report.exactly("nodes that the 3 pods are spread over", distinct(pods.iter().map(|p| &p["spec"]["nodeName"])), 3);
@@ -44,7 +45,11 @@ pub async fn resolve_and_answer(world: &World<'_>, report: &mut Report) -> anyho
     let from = now_ms();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let traffic = between(world, from, now_ms()).await?;
-    report.check("requests by name through the virtual IP are answered", traffic.ok > 200, format!("{} answers", traffic.ok));
+    report.check(
+        "requests by name through the virtual IP are answered",
+        traffic.ok > 200,
+        format!("{} answers", traffic.ok),
+    );
     report.exactly("nodes that answer", traffic.nodes().len() as u64, 3);
     failed(report, "requests failed in the calm", &traffic);
     Ok(())
@@ -82,9 +87,7 @@ pub async fn roll_out(world: &World<'_>, report: &mut Report) -> anyhow::Result<
     };
     let took = world.until("all 6 pods run version 2", PATIENCE, done).await?;
     report.time("rolled out to 6 new pods", took, None);
-    world
-        .until("the old pods are gone", PATIENCE, || async { Ok(world.pods("app%3Dweb").await?.len() == 6) })
-        .await?;
+    world.until("the old pods are gone", PATIENCE, || async { Ok(world.pods("app%3Dweb").await?.len() == 6) }).await?;
     tokio::time::sleep(Duration::from_millis(1200)).await;
     let traffic = between(world, from, now_ms()).await?;
     failed(report, "requests failed during the rollout", &traffic);
@@ -117,10 +120,15 @@ impl Writer {
             while !stopped.load(Ordering::Relaxed) {
                 let name = format!("write-{}", number.fetch_add(1, Ordering::Relaxed));
                 let begun = Instant::now();
-                let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
+                let object =
+                    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
                 let write = api.post("/api/v1/namespaces/default/configmaps", &object);
                 match tokio::time::timeout(Duration::from_secs(5), write).await {
-                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push(Write { name, begun, acknowledged: Instant::now() }),
+                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push(Write {
+                        name,
+                        begun,
+                        acknowledged: Instant::now(),
+                    }),
                     _ => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
             }
@@ -150,7 +158,11 @@ pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Resu
         anyhow::ensure!(killed.elapsed() < PATIENCE, "no write was acknowledged within {} s", PATIENCE.as_secs());
         tokio::time::sleep(Duration::from_millis(2)).await;
     };
-    report.time(&format!("leader {leader} killed, next acknowledged write"), next - killed, Some(Duration::from_secs(3)));
+    report.time(
+        &format!("leader {leader} killed, next acknowledged write"),
+        next - killed,
+        Some(Duration::from_secs(3)),
+    );
     tokio::time::sleep(Duration::from_millis(1500)).await;
     writer.stop.store(true, Ordering::Relaxed);
     let acknowledged = writer.acknowledged();
@@ -162,9 +174,7 @@ pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Resu
     report.exactly("acknowledged writes lost", lost as u64, 0);
     failed(report, "requests failed around the kill", &between(world, from, now_ms()).await?);
     world.cluster.host.restart(&leader)?;
-    world
-        .until("another server leads", PATIENCE, || async { Ok(world.cluster.leader().await? != leader) })
-        .await?;
+    world.until("another server leads", PATIENCE, || async { Ok(world.cluster.leader().await? != leader) }).await?;
     Ok(())
 }
 
@@ -181,7 +191,13 @@ pub async fn lose_node(world: &World<'_>, report: &mut Report) -> anyhow::Result
     let host = &world.cluster.host;
     world.until("the keeper runs", PATIENCE, || async { Ok(is_ready(&world.pod("keeper").await?)) }).await?;
     let keeper = container_id(&world.pod("keeper").await?);
-    let replaced: Vec<String> = world.ready_web().await?.iter().filter(|p| on_lost_node(p)).filter_map(|p| p["metadata"]["uid"].as_str().map(String::from)).collect();
+    let replaced: Vec<String> = world
+        .ready_web()
+        .await?
+        .iter()
+        .filter(|p| on_lost_node(p))
+        .filter_map(|p| p["metadata"]["uid"].as_str().map(String::from))
+        .collect();
     report.check("pods of web ran on the node", !replaced.is_empty(), replaced.len().to_string());
     let (from, lost) = (now_ms(), Instant::now());
     host.kill(LOST_NODE, Signal::SIGKILL)?;

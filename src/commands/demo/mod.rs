@@ -30,7 +30,8 @@ pub struct DemoArgs {
 /// Runs the demo. Whatever happens, the cluster goes when it ends, unless it is to be kept.
 pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let dir = args.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("skiff-demo-{}", std::process::id())));
+    let dir =
+        args.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("skiff-demo-{}", std::process::id())));
     let shape = Shape { dir, servers: 3, agents: 3, tied: !args.keep, uplink: false };
     report::step("three servers and three agents, each a process in a network namespace of its own");
     let cluster = Cluster::start(&shape).await?;

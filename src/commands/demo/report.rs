@@ -22,7 +22,11 @@ pub struct Report {
 
 impl Report {
     fn add(&mut self, what: &str, measured: String, wanted: String, held: bool) {
-        println!("    {} {what}: {measured}{}", if held { "ok  " } else { "FAIL" }, if held { String::new() } else { format!(" (wanted: {wanted})") });
+        println!(
+            "    {} {what}: {measured}{}",
+            if held { "ok  " } else { "FAIL" },
+            if held { String::new() } else { format!(" (wanted: {wanted})") }
+        );
         self.lines.push(Line { what: what.to_owned(), measured, wanted, held });
     }
 

@@ -78,6 +78,8 @@ pub struct Actor {
     states: Option<watch::Receiver<RuntimeState>>,
     live: BTreeMap<String, Live>,
     reported: PodStatus,
+    /// Whether this agent has told the status since it started.
+    told: bool,
     saved: Option<Observed>,
     /// When files want to be written again for their tokens.
     renew_ms: u64,
@@ -113,6 +115,7 @@ impl Actor {
             states: None,
             live: BTreeMap::new(),
             reported: PodStatus::default(),
+            told: false,
             saved: None,
             renew_ms: u64::MAX,
             refreshing: false,

@@ -32,7 +32,9 @@ impl Actor {
             }
             self.saved = Some(self.observed.clone());
         }
-        if changed {
+        // An agent that came back tells every status once: somebody may have spoken for the pod meanwhile.
+        if changed || !self.told {
+            self.told = true;
             let id = identity(self.pod());
             self.reported = status.clone();
             let report =
