@@ -10,6 +10,7 @@ mod controllers;
 mod files;
 mod images;
 mod join;
+mod node;
 mod nodes;
 mod scheduling;
 mod upstream;
@@ -147,9 +148,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         member = format_args!("{:x}", store.id()),
         "this server is ready"
     );
+    let agent = options.agent.then(|| tokio::spawn(node::run(shared.clone(), client.clone(), stop.clone())));
     wait_for_signal(&store).await;
     store.stop().await;
     stop.cancel();
+    if let Some(agent) = agent {
+        let _ = agent.await;
+    }
     Ok(())
 }
 
