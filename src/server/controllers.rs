@@ -212,6 +212,11 @@ async fn act(client: &Client, action: &Action, source: &str) -> Result<(), Statu
 
 /// Writes an event; news that cannot be told is not worth a retry.
 pub async fn record(client: &Client, note: &EventNote, source: &str) {
+    record_as(client, note, note.reason, source).await;
+}
+
+/// The same with a reason that came from elsewhere, in place of the note's own.
+pub async fn record_as(client: &Client, note: &EventNote, reason: &str, source: &str) {
     let Some(events) = kinds::by_resource("", "v1", "events") else { return };
     let now = skiff_api::meta::format_time(Timestamp::now());
     let namespace = if note.key.namespace.is_empty() { "default" } else { &note.key.namespace };
@@ -222,7 +227,7 @@ pub async fn record(client: &Client, note: &EventNote, source: &str) {
             "kind": note.kind, "namespace": note.key.namespace, "name": note.key.name, "uid": note.uid,
             "apiVersion": if note.resource.group.is_empty() { "v1".into() } else { format!("{}/v1", note.resource.group) },
         },
-        "reason": note.reason, "message": note.message, "type": if note.warning { "Warning" } else { "Normal" },
+        "reason": reason, "message": note.message, "type": if note.warning { "Warning" } else { "Normal" },
         "source": {"component": source}, "reportingComponent": source, "reportingInstance": "",
         "firstTimestamp": now, "lastTimestamp": now, "count": 1,
     });

@@ -244,11 +244,11 @@ impl ApiUpstream {
             key: if about_node { Key::new("", node) } else { Key::new(&event.namespace, &event.pod) },
             uid: event.uid,
             warning: event.r#type == "Warning",
-            // Reasons are a closed set, but an agent may be newer than this server.
-            reason: Box::leak(event.reason.into_boxed_str()),
+            // The agent's own word is given below.
+            reason: "",
             message: event.message,
         };
-        super::controllers::record(&self.client, &note, "kubelet").await;
+        super::controllers::record_as(&self.client, &note, &event.reason, "kubelet").await;
         Ok(())
     }
 
