@@ -62,6 +62,8 @@ pub struct Options {
     pub controllers: bool,
     /// Run a node on this machine too.
     pub agent: bool,
+    /// Registries (`host:port`) that speak plain HTTP.
+    pub insecure_registries: Vec<String>,
 }
 
 /// What the parts of a server share.
@@ -123,7 +125,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ..Default::default()
     })
     .await?;
-    let images = images::Images::open(&options.data_dir.join("server/images"))?;
+    let images = images::Images::open(&options.data_dir.join("server/images"), &options.insecure_registries)?;
     let shared = Arc::new(Shared {
         options: options.clone(),
         ca,
@@ -148,6 +150,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         member = format_args!("{:x}", store.id()),
         "this server is ready"
     );
+    tokio::spawn(images::keep(shared.clone(), stop.clone()));
     let agent = options.agent.then(|| tokio::spawn(node::run(shared.clone(), client.clone(), stop.clone())));
     wait_for_signal(&store).await;
     store.stop().await;

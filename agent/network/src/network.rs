@@ -17,6 +17,7 @@ use crate::lease::Pool;
 use crate::peers::{self, Way};
 use crate::pods::{self, PROTOCOL};
 use crate::program::{self, Program};
+use crate::ranges;
 use crate::rules::ServiceState;
 
 /// The network of one node, in the network namespace in which it was started. Cheap to clone; all clones are the same network.
@@ -124,13 +125,7 @@ impl Inner {
             anyhow!("no network device here has the node's address {}: give the address by which other nodes reach this one", config.node_ip)
         })?;
         let uplink_range = Cidr::around(held.ip, held.prefix);
-        for range in [config.cluster_cidr, config.service_cidr] {
-            if range.overlaps(&uplink_range) && held.prefix < 32 {
-                bail!(
-                    "the range {range} overlaps {uplink_range}, the node's own network: choose another range for pods or services"
-                );
-            }
-        }
+        ranges::check_host(config.cluster_cidr, config.service_cidr, &rt.routes()?)?;
         let find = |wanted: &dyn Fn(&Link) -> bool| {
             links.iter().find(|link| wanted(link)).cloned().context("a network device vanished")
         };
@@ -440,13 +435,10 @@ fn check_ranges(config: &Config) -> Result<()> {
     if !cluster_cidr.contains(pod_cidr.base()) || pod_cidr.prefix() < cluster_cidr.prefix() {
         bail!("the node's pod range {pod_cidr} is not within the cluster's {cluster_cidr}");
     }
-    if cluster_cidr.overlaps(service_cidr) {
-        bail!("the pods' range {cluster_cidr} and the services' {service_cidr} overlap: choose ranges apart");
-    }
     if pod_cidr.prefix() > 30 {
         bail!("the node's pod range {pod_cidr} has no room for a pod: /30 is the smallest");
     }
-    Ok(())
+    ranges::check_apart(*cluster_cidr, *service_cidr)
 }
 
 /// Kernel parameters a router of pods needs.

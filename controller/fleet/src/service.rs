@@ -50,6 +50,15 @@ fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
         .ok_or_else(|| Status::unauthenticated("this needs a node's certificate; join the cluster first"))
 }
 
+fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
+    let trusted = request.extensions().get::<Trusted>().is_some();
+    trusted.then_some(()).ok_or_else(|| {
+        Status::permission_denied(
+            "only an administrator (a certificate of group system:masters) may change the cluster's images",
+        )
+    })
+}
+
 impl From<UpstreamError> for Status {
     fn from(error: UpstreamError) -> Status {
         match error {
@@ -133,7 +142,9 @@ impl Fleet for FleetService {
     }
 
     async fn image(&self, request: Request<pb::ImageRequest>) -> Result<Response<Self::ImageStream>, Status> {
-        node_of(&request)?;
+        if request.extensions().get::<Trusted>().is_none() {
+            node_of(&request)?;
+        }
         let mut chunks = self.upstream.image(request.into_inner().reference).await?;
         let out = async_stream(move |cx| chunks.poll_recv(cx).map(|chunk| chunk.map(Ok)));
         Ok(Response::new(Box::pin(out)))
@@ -143,9 +154,7 @@ impl Fleet for FleetService {
         &self,
         request: Request<Streaming<pb::ImageChunk>>,
     ) -> Result<Response<pb::ImageRecord>, Status> {
-        if request.extensions().get::<Trusted>().is_none() {
-            return Err(Status::permission_denied("only an administrator may hand images to the cluster"));
-        }
+        administrator(&request)?;
         let mut stream = request.into_inner();
         let (send, receive) = mpsc::channel(8);
         let work = self.upstream.put_image(receive);
@@ -160,6 +169,24 @@ impl Fleet for FleetService {
         let (read, record) = futures_util::future::join(read, work).await;
         read?;
         Ok(Response::new(record?))
+    }
+
+    async fn images(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageList>, Status> {
+        if request.extensions().get::<Trusted>().is_none() {
+            node_of(&request)?;
+        }
+        let images = self.upstream.images(request.into_inner().reference).await?;
+        Ok(Response::new(pb::ImageList { images }))
+    }
+
+    async fn pull_image(&self, request: Request<pb::PullRequest>) -> Result<Response<pb::ImageRecord>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.pull_image(request.into_inner()).await?))
+    }
+
+    async fn remove_image(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageRecord>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.remove_image(request.into_inner().reference).await?))
     }
 }
 
