@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 pub const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 
-/// Requests that ended in a span of time.
+/// Requests of a span of time: those that ended well in it, and those that were begun in it and failed.
 #[derive(Debug, Default, Clone)]
 pub struct Traffic {
     pub ok: u64,
@@ -29,25 +29,32 @@ impl Traffic {
     }
 }
 
-/// Everything that ended between two times (milliseconds since 1970).
+/// What came of the requests between two times (milliseconds since 1970). A failure counts for the moment in which its request was begun: a
+/// time-out that began before something was mended says nothing about the time after.
 pub async fn between(world: &World<'_>, from_ms: u64, to_ms: u64) -> anyhow::Result<Traffic> {
     let mut sum = Traffic::default();
     for client in CLIENTS {
         for line in world.log(client).await?.lines() {
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
-            let at = line["at_ms"].as_u64().unwrap_or(0);
-            if at < from_ms || at > to_ms {
-                continue;
+            let within = |at: u64| (from_ms..=to_ms).contains(&at);
+            let failed = line["failed_begun_ms"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+            let failed = failed.filter(|begun| within(*begun)).count() as u64;
+            sum.failed += failed;
+            if failed > 0 {
+                add(&mut sum.errors, &line["errors"]);
             }
-            sum.ok += line["ok"].as_u64().unwrap_or(0);
-            sum.failed += line["failed"].as_u64().unwrap_or(0);
-            sum.slowest_ms = sum.slowest_ms.max(line["slowest_ms"].as_u64().unwrap_or(0));
-            for (map, field) in [(&mut sum.by, "by"), (&mut sum.errors, "errors")] {
-                for (key, count) in line[field].as_object().into_iter().flatten() {
-                    *map.entry(key.clone()).or_default() += count.as_u64().unwrap_or(0);
-                }
+            if within(line["at_ms"].as_u64().unwrap_or(0)) {
+                sum.ok += line["ok"].as_u64().unwrap_or(0);
+                sum.slowest_ms = sum.slowest_ms.max(line["slowest_ms"].as_u64().unwrap_or(0));
+                add(&mut sum.by, &line["by"]);
             }
         }
     }
     Ok(sum)
+}
+
+fn add(sum: &mut BTreeMap<String, u64>, counts: &Value) {
+    for (key, count) in counts.as_object().into_iter().flatten() {
+        *sum.entry(key.clone()).or_default() += count.as_u64().unwrap_or(0);
+    }
 }
