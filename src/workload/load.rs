@@ -47,9 +47,10 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
                 let limit = Duration::from_millis(args.timeout_ms);
                 tokio::spawn(async move {
                     let (begun, begun_ms) = (std::time::Instant::now(), now_ms());
-                    let result = match tokio::time::timeout(limit, request(&target)).await {
+                    let stage = Stage::default();
+                    let result = match tokio::time::timeout(limit, request(&target, &stage)).await {
                         Ok(result) => result.map_err(|e| format!("{e:#}")),
-                        Err(_) => Err("timed out".into()),
+                        Err(_) => Err(format!("timed out: {}", stage.get())),
                     };
                     note(&interval, result, begun_ms, begun.elapsed());
                 });
@@ -60,9 +61,27 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
     }
 }
 
+/// What a request waits for, for the message when it waits too long.
+#[derive(Default)]
+struct Stage(Mutex<&'static str>);
+
+impl Stage {
+    fn set(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(|e| e.into_inner()) = name;
+    }
+
+    fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
 /// One request; who answered, as `node/version`.
-async fn request(target: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(target).await.context("connect")?;
+async fn request(target: &str, stage: &Stage) -> anyhow::Result<String> {
+    stage.set("resolve");
+    let address = tokio::net::lookup_host(target).await.context("resolve")?.next().context("resolve: no address")?;
+    stage.set("connect");
+    let mut stream = TcpStream::connect(address).await.context("connect")?;
+    stage.set("receive");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.context("send")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.context("receive")?;

@@ -11,6 +11,8 @@ pub const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 pub struct Traffic {
     pub ok: u64,
     pub failed: u64,
+    /// When the first and the last request that failed were begun, milliseconds after the span's begin.
+    pub failed_ms: Option<(u64, u64)>,
     pub slowest_ms: u64,
     /// By `node/version` of who answered.
     pub by: BTreeMap<String, u64>,
@@ -25,7 +27,9 @@ impl Traffic {
     }
 
     pub fn describe_errors(&self) -> String {
-        self.errors.iter().map(|(e, n)| format!("{n} x {e}")).collect::<Vec<_>>().join(", ")
+        let errors = self.errors.iter().map(|(e, n)| format!("{n} x {e}")).collect::<Vec<_>>().join(", ");
+        let (first, last) = self.failed_ms.unwrap_or_default();
+        format!("{errors}; begun {first} to {last} ms after this began")
     }
 }
 
@@ -38,9 +42,12 @@ pub async fn between(world: &World<'_>, from_ms: u64, to_ms: u64) -> anyhow::Res
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
             let within = |at: u64| (from_ms..=to_ms).contains(&at);
             let failed = line["failed_begun_ms"].as_array().into_iter().flatten().filter_map(Value::as_u64);
-            let failed = failed.filter(|begun| within(*begun)).count() as u64;
-            sum.failed += failed;
-            if failed > 0 {
+            let failed: Vec<_> = failed.filter(|begun| within(*begun)).map(|begun| begun - from_ms).collect();
+            sum.failed += failed.len() as u64;
+            for at in &failed {
+                sum.failed_ms = Some(sum.failed_ms.map_or((*at, *at), |(first, last)| (first.min(*at), last.max(*at))));
+            }
+            if !failed.is_empty() {
                 add(&mut sum.errors, &line["errors"]);
             }
             if within(line["at_ms"].as_u64().unwrap_or(0)) {
