@@ -108,7 +108,7 @@ impl Request<'_> {
                 name: BEFORE_FIRST_APPLY.into(),
                 operation: Operation::Update,
                 subresource: String::new(),
-                set: strip(&own_update(known, &json!({}), &live, self.ignored)),
+                set: strip(&own_update(known, &new_object(self.schema, "", ""), &live, self.ignored)),
                 ..self.who.clone()
             };
             managers.0.push(all);
@@ -229,7 +229,7 @@ pub fn track_update(
     let ignored = reset_fields(has_status, &schema.name, subresource);
     let before = match old {
         Some(old) => without_managed_fields(old),
-        None => json!({"apiVersion": meta::api_version(new), "kind": meta::kind(new)}),
+        None => new_object(schema, meta::api_version(new), meta::kind(new)),
     };
     let changed = typed::compare(known, &before, new).without_below(&ignored);
     let who = Manager {
@@ -272,6 +272,14 @@ pub fn restore_times_if_unchanged(old: &Value, new: &mut Value) {
     if old != new && timeless(old) == timeless(new) {
         *new = old.clone();
     }
+}
+
+/// An object of a type before anybody wrote to it: what its type always carries is there already, so that a writer owns
+/// what it puts in and not the place itself.
+fn new_object(schema: &TypeDef, api_version: &str, kind: &str) -> Value {
+    let mut obj = json!({"apiVersion": api_version, "kind": kind});
+    schema.normalize(&mut obj);
+    obj
 }
 
 fn without_managed_fields(obj: &Value) -> Value {
