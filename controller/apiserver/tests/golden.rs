@@ -102,14 +102,14 @@ async fn score(address: SocketAddr, folder: &Path) -> anyhow::Result<Passed> {
             }
             let outcomes = replay::scenario(address, &topic.topic, scenario).await;
             let ok = outcomes.iter().filter(|o| o.problem.is_none()).count();
-            managed += outcomes.iter().filter(|o| o.managed_fields_differ).count();
+            managed += outcomes.iter().filter(|o| o.managed_fields_differ.is_some()).count();
             println!("  {id}: {ok}/{}", outcomes.len());
             if verbose {
                 for outcome in &outcomes {
                     if let Some(problem) = &outcome.problem {
                         println!("      {}: {problem}", outcome.name);
-                    } else if outcome.managed_fields_differ {
-                        println!("      {}: managed fields differ", outcome.name);
+                    } else if let Some(how) = &outcome.managed_fields_differ {
+                        println!("      {}: managed fields differ: {how}", outcome.name);
                     }
                 }
             }

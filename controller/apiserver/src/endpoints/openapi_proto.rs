@@ -194,16 +194,16 @@ mod tests {
     #[test]
     fn bytes_of_a_small_document() {
         let document = json!({"swagger": "2.0", "info": {"title": "t", "version": "v"}, "paths": {},
-            "definitions": {"X": {"type": "object", "x-a": 1}}});
+            "definitions": {"X": {"type": "object", "x-a": "b"}}});
+        #[rustfmt::skip]
         let expect: &[u8] = &[
             0x0a, 3, b'2', b'.', b'0', // swagger
             0x12, 6, 0x0a, 1, b't', 0x12, 1, b'v', // info
             0x42, 0, // no paths
-            0x4a, 28, 0x0a, 26, 0x0a, 1, b'X', 0x12, 21, // definitions, one named X
+            0x4a, 33, 0x0a, 31, 0x0a, 1, b'X', 0x12, 26, // definitions, one of them named X
             0xb2, 1, 8, 0x0a, 6, b'o', b'b', b'j', b'e', b'c', b't', // its type
-            0xfa, 1, 10, 0x0a, 3, b'x', b'-', b'a', 0x12, 3, 0x12, 1, b'1', // x-a: 1
+            0xfa, 1, 12, 0x0a, 3, b'x', b'-', b'a', 0x12, 5, 0x12, 3, b'"', b'b', b'"', // x-a: "b"
         ];
-        let bytes = encode(&document);
-        assert_eq!(bytes.len(), expect.len() + 3, "{bytes:?}");
+        assert_eq!(encode(&document), expect);
     }
 }
