@@ -84,6 +84,20 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     errs
 }
 
+/// What is wrong with a change of a pod through its `resize` path.
+pub fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    pod::resize(&mut errs, new, old);
+    errs
+}
+
+/// What is wrong with a change of a pod through its `ephemeralcontainers` path.
+pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    pod::ephemeral_containers(&mut errs, new, old);
+    errs
+}
+
 /// What is wrong with a change through the `status` path.
 pub fn status_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();

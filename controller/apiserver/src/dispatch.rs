@@ -54,6 +54,9 @@ pub fn call(asked: Asked) -> Result<Call, Status> {
 
 /// Answers a call (streams and proxies are answered elsewhere).
 pub async fn answer(state: &State, call: &mut Call) -> Result<Answer, Status> {
+    if let Some(warning) = skiff_api::warnings::of_kind(&call.kind) {
+        call.warn(warning);
+    }
     if !call.kind.is_stored() {
         return match call.kind.kind.as_str() {
             "Binding" => sub::binding::handle(state, call).await,

@@ -48,10 +48,17 @@ pub fn stamp_new(object: &mut Value, now: Timestamp) {
 
 /// What the server keeps of an old object, whatever the client sends.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for key in ["creationTimestamp", "generation"] {
         match meta::at(old, &["metadata", key]) {
             Some(value) => meta::set(new, key, value.clone()),
             None => meta::unset(new, key),
+        }
+    }
+    // What a client sends in these counts only where the old object has nothing to keep: then it is told that it may not.
+    for (key, always) in [("deletionTimestamp", true), ("uid", false), ("deletionGracePeriodSeconds", false)] {
+        let sent = meta::at(new, &["metadata", key]).is_some_and(|v| !v.is_null() && v != "");
+        if let Some(value) = meta::at(old, &["metadata", key]).filter(|_| always || !sent) {
+            meta::set(new, key, value.clone());
         }
     }
     meta::set(new, "name", meta::name(old));
@@ -112,6 +119,8 @@ pub fn track(
         match subresource {
             "" | "scale" => strategy::prepare_for_update(kind, new, old),
             "status" => strategy::prepare_for_status_update(kind, new, old),
+            "resize" => strategy::prepare_for_resize(kind, new, old),
+            "ephemeralcontainers" => strategy::prepare_for_ephemeral_containers(kind, new, old),
             _ => {}
         }
     }
@@ -157,19 +166,6 @@ pub fn dedupe_owners(call: &mut Call, object: &mut Value) {
         );
         meta::set(object, "ownerReferences", kept);
     }
-}
-
-/// What the writer of an object should hear, beside the answer.
-pub fn warnings(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<String> {
-    const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
-    let mut all = Vec::new();
-    let has = |object: &Value| meta::annotation(object, MOUNTABLE).is_some();
-    if kind.is("", "ServiceAccount") && has(new) && !old.is_some_and(has) {
-        all.push(format!(
-            "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
-        ));
-    }
-    all
 }
 
 #[cfg(test)]

@@ -3,10 +3,14 @@
 //! Two rounds, as in the reference server: [`Admission::mutate`] may complete the object, [`Admission::validate`] only
 //! refuses. Each rule has its file.
 
+mod classes;
 mod grants;
+mod limits;
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
+pub mod quota;
 
 use crate::call::Call;
 use crate::state::State;
@@ -35,11 +39,24 @@ impl Admission<'_> {
     /// Completes the object, or refuses it.
     pub async fn mutate(&mut self, object: &mut Value) -> Result<(), Status> {
         let main = self.call.info.subresource.is_empty();
+        let creates = self.operation == Operation::Create;
         namespace::label(self, object);
-        if main && self.call.kind.is("", "Pod") && self.operation == Operation::Create {
-            pod::service_account(self, object).await?;
-            pod::priority(self, object).await?;
+        limits::fill(self, object).await?;
+        if main && self.call.kind.is("", "Pod") {
+            if creates {
+                pod::service_account(self, object).await?;
+                pod::priority(self, object).await?;
+            }
             pod::default_tolerations(object);
+            if creates {
+                classes::runtime_class(self, object).await?;
+            }
+        }
+        if main && creates && self.call.kind.is("", "Node") {
+            node::taint_until_ready(object);
+        }
+        if creates {
+            classes::default_class(self, object).await?;
         }
         Ok(())
     }
@@ -48,6 +65,9 @@ impl Admission<'_> {
     pub async fn validate(&mut self, object: &Value) -> Result<(), Status> {
         namespace::refuse_immortal(self)?;
         node::restrict(self, object)?;
+        limits::check(self, object).await?;
+        pod_security::check(self, object).await?;
+        classes::one_default_priority(self, object).await?;
         grants::refuse_escalation(self, object).await
     }
 

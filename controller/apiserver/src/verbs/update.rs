@@ -3,7 +3,7 @@
 //! A change is a function from the current object to the new one. It runs again when somebody else wrote in between,
 //! unless the client named the version that it saw: then it is told of the conflict.
 
-use crate::admission::{Admission, Operation};
+use crate::admission::{Admission, Operation, quota};
 use crate::call::{Answer, Call};
 use crate::decode;
 use crate::rules;
@@ -143,7 +143,8 @@ async fn attempt_change(
     let Changed { object: mut new, tracked } = make(call, old)?;
     let given_version = meta::resource_version(&new).to_string();
     let given_uid = meta::uid(&new).to_string();
-    if !given_uid.is_empty() && given_uid != meta::uid(old) {
+    // Who replaces an object by its uid means that one; a patch that changes the uid is merely wrong.
+    if call.info.verb == "update" && !given_uid.is_empty() && given_uid != meta::uid(old) {
         let detail =
             format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}", meta::uid(old));
         return Err(call.conflict(&name, &detail));
@@ -180,6 +181,14 @@ async fn attempt_change(
             strategy::prepare_for_status_update(&kind, &mut new, old);
             validate::status_update(&kind, &new, old)
         }
+        "resize" => {
+            strategy::prepare_for_resize(&kind, &mut new, old);
+            validate::resize(&new, old)
+        }
+        "ephemeralcontainers" => {
+            strategy::prepare_for_ephemeral_containers(&kind, &mut new, old);
+            validate::ephemeral_containers(&new, old)
+        }
         _ => {
             strategy::prepare_for_update(&kind, &mut new, old);
             validate::update(&kind, &new, old)
@@ -191,9 +200,11 @@ async fn attempt_change(
     let mut admission = Admission { state, call, operation: Operation::Update, old: Some(old) };
     admission.validate(&new).await?;
     let claims = services::claim(state, &kind, &mut new, Some(old)).await?;
-    for warning in rules::warnings(&kind, &new, Some(old)) {
+    let also = quota::charge(state, call, &new, Some(old)).await?;
+    for warning in skiff_api::warnings::of(&kind, &new, Some(old)) {
         call.warn(warning);
     }
+    apply::restore_times_if_unchanged(old, &mut new);
     let bytes = Stored::encode(&new, &kind.kind, &kind.api_version());
     if call.dry_run() {
         let object = Stored { bytes, revision: current.revision };
@@ -221,6 +232,7 @@ async fn attempt_change(
         expected: current.revision,
         value: Some(bytes),
         claims,
+        also,
         fence: call.fence,
         ..Default::default()
     };
