@@ -1,6 +1,6 @@
 //! Jobs and what starts them by the clock.
 
-use super::check::{Errors, Path, flag, immutable, int, invalid_all, list, non_negative, required, shown, some, text};
+use super::check::{Errors, Path, flag, immutable, int, invalid_all, list, non_negative, required, shown, some, sorted, text};
 use super::error::FieldError;
 use super::pod;
 use super::selectors::label_selector;
@@ -52,13 +52,13 @@ fn generated_selector(errs: &mut Errors, obj: &Value, spec: &Value, path: &Path)
     ];
     for (key, value) in expected {
         if labels.and_then(|l| l.get(key)).is_none_or(|found| found != value) {
-            let found = meta::at(spec, &["template", "metadata", "labels"]).cloned().unwrap_or(Value::Null);
+            let found = meta::at(spec, &["template", "metadata", "labels"]).map(sorted).unwrap_or(Value::Null);
             errs.push(FieldError::invalid(&at, found, format!("must be '{value}'")));
         }
     }
     let of_the_server = |key: &str| expected.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
     if LabelSelector::from_json(selector).is_ok_and(|s| !s.matches_with(of_the_server)) {
-        errs.push(FieldError::invalid(path.child("selector"), selector.clone(), "`selector` not auto-generated"));
+        errs.push(FieldError::invalid(path.child("selector"), sorted(selector), "`selector` not auto-generated"));
     }
 }
 
@@ -72,7 +72,7 @@ fn whole_spec(errs: &mut Errors, spec: &Value, path: &Path) {
     }
     let parsed = selector.map_or(Ok(LabelSelector::nothing()), LabelSelector::from_json);
     if parsed.is_ok_and(|s| !s.matches(meta::map_at(spec, &["template", "metadata", "labels"]))) {
-        let found = meta::at(spec, &["template", "metadata", "labels"]).cloned().unwrap_or(Value::Null);
+        let found = meta::at(spec, &["template", "metadata", "labels"]).map(sorted).unwrap_or(Value::Null);
         let at = path.child("template").child("metadata").child("labels");
         errs.push(FieldError::invalid(at, found, "`selector` does not match template `labels`"));
     }
@@ -338,7 +338,10 @@ pub(super) fn job_update(errs: &mut Errors, new: &Value, old: &Value) {
             errs.push(FieldError::invalid(path.child("completions"), shown(spec, "completions"), detail));
         }
     }
-    immutable(errs, spec, was, "selector", &path);
+    if some(spec, "selector") != some(was, "selector") {
+        let found = sorted(&shown(spec, "selector"));
+        errs.push(FieldError::invalid(path.child("selector"), found, super::check::IMMUTABLE));
+    }
     let waiting = flag(was, "suspend") && meta::at(old, &["status", "startTime"]).is_none_or(Value::is_null);
     if fixed_template(spec, waiting) != fixed_template(was, waiting) {
         errs.push(FieldError::invalid(path.child("template"), shown(spec, "template"), super::check::IMMUTABLE));

@@ -159,6 +159,7 @@ fn body(errs: &mut Errors, kind: &Kind, obj: &Value) {
         ("", "Binding") => cluster::binding(errs, obj),
         ("", "PersistentVolume") => storage::volume(errs, obj),
         ("", "PersistentVolumeClaim") => storage::claim(errs, obj),
+        ("certificates.k8s.io", "CertificateSigningRequest") => cluster::signing_request(errs, obj),
         ("", "LimitRange") => policy::limit_range(errs, obj),
         ("", "ResourceQuota") => policy::quota(errs, obj),
         ("policy", "PodDisruptionBudget") => policy::disruption_budget(errs, obj),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use skiff_api::Kind;
 use skiff_api::meta;
 use skiff_api::schema::TypeDef;
-use skiff_api::{apply, strategy};
+use skiff_api::apply;
 
 /// The characters of generated suffixes: no vowels, so that no words come out.
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -115,15 +115,6 @@ pub fn track(
         ("", None) if kind.has_status() => new.as_object_mut().and_then(|m| m.shift_remove("status")),
         _ => None,
     };
-    if let Some(old) = old {
-        match subresource {
-            "" | "scale" => strategy::prepare_for_update(kind, new, old),
-            "status" => strategy::prepare_for_status_update(kind, new, old),
-            "resize" => strategy::prepare_for_resize(kind, new, old),
-            "ephemeralcontainers" => strategy::prepare_for_ephemeral_containers(kind, new, old),
-            _ => {}
-        }
-    }
     apply::track_update(schema, old, new, manager, operation, subresource, now);
     if subresource == "scale" {
         untime_scale(new, manager);
@@ -133,10 +124,15 @@ pub fn track(
     }
 }
 
-/// The reference server keeps no time with what was written through a scale.
+/// The reference server keeps no time with what was written through a scale, and a scale to zero owns nothing: there the
+/// field is absent.
 fn untime_scale(object: &mut Value, manager: &str) {
+    let is_zero = meta::i64_at(object, &["spec", "replicas"]) == Some(0);
     let fields = object.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
     let Some(fields) = fields else { return };
+    if is_zero {
+        fields.retain(|e| meta::str_at(e, &["subresource"]) != "scale" || meta::str_at(e, &["manager"]) != manager);
+    }
     for entry in fields.iter_mut() {
         if meta::str_at(entry, &["subresource"]) == "scale"
             && meta::str_at(entry, &["manager"]) == manager

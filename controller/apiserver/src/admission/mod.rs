@@ -57,6 +57,7 @@ impl Admission<'_> {
         }
         if creates {
             classes::default_class(self, object).await?;
+            self.note_requester(object);
         }
         Ok(())
     }
@@ -69,6 +70,20 @@ impl Admission<'_> {
         pod_security::check(self, object).await?;
         classes::one_default_priority(self, object).await?;
         grants::refuse_escalation(self, object).await
+    }
+
+    /// A certificate is asked for in the name of whoever asks, whatever the request says.
+    fn note_requester(&self, object: &mut Value) {
+        if !self.call.kind.is("certificates.k8s.io", "CertificateSigningRequest") || !object["spec"].is_object() {
+            return;
+        }
+        let user = self.call.user.to_value();
+        for key in ["username", "uid", "groups", "extra"] {
+            match user.get(key).filter(|v| !v.is_null()) {
+                Some(value) => object["spec"][key] = value.clone(),
+                None => drop(object["spec"].as_object_mut().and_then(|spec| spec.shift_remove(key))),
+            }
+        }
     }
 
     /// The refusal of this write.

@@ -54,6 +54,9 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
     let kind = call.kind.clone();
     let now = Timestamp::now();
     rules::dedupe_owners(call, &mut object);
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        meta::unset(&mut object, key);
+    }
     if !track {
         // The applier has recorded its fields already.
     } else if let Some(schema) = Schema::for_kind(&kind) {

@@ -10,6 +10,7 @@ use crate::rules;
 use crate::services;
 use crate::state::{Fresh, State};
 use crate::storage::encode::Stored;
+use crate::storage::forms;
 use crate::storage::keys;
 use crate::verbs::commit::{Committed, Write, commit};
 use crate::verbs::{create, delete, options};
@@ -106,7 +107,7 @@ pub async fn change(
             current = state.read_key(&key, Fresh::Linearizable).await?;
         }
         let current = current.ok_or_else(|| call.not_found())?;
-        let old = current.decode();
+        let old = forms::as_kind(current.clone(), &kind).decode();
         let outcome = attempt_change(state, call, &key, &current, &old, &mut make).await;
         match outcome {
             Ok(Some(answer)) => return Ok(answer),
