@@ -31,6 +31,7 @@ fn recorded_control_plane() {
         println!("ignored: SKIFF_GOLDEN does not name the folder of the corpus");
         return;
     };
+    unify::check_binding();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let (good, all) = runtime.block_on(run(&folder)).expect("the replay");
     let whole = std::env::var_os("SKIFF_GOLDEN_ONLY").is_none();
@@ -51,16 +52,17 @@ async fn start() -> anyhow::Result<SocketAddr> {
     let mut config = Config::new(Arc::new(TokenSigner::generate("https://kubernetes.default.svc")));
     config.token_file = Some(tokens.clone());
     config.service_cidr = "10.96.0.0/16".parse().map_err(anyhow::Error::msg)?;
-    config.ca_pem = "made up\n".into();
+    config.ca_pem = "".into();
     let server = ApiServer::new(config, skiff_store::Store::in_memory().await, Arc::new(NoNodes));
     std::fs::remove_file(&tokens)?;
     let server = server?;
     server.ready().await;
     let settings = Settings {
-        ca: "made up\n".into(),
+        ca: "".into(),
         eviction_grace_ms: 1500,
         event_ttl_seconds: 3600,
-        cluster_cidr: (Ipv4Addr::new(10, 42, 0, 0), 16),
+        // Too narrow to give nodes a part of: the recorded controllers gave none.
+        cluster_cidr: (Ipv4Addr::new(10, 42, 0, 0), 25),
     };
     tokio::spawn(skiff::server::run_without_agents(server.clone(), settings));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
