@@ -7,7 +7,8 @@
 mod acts;
 mod report;
 mod traffic;
-mod world;
+pub(super) mod world;
+pub(super) mod writer;
 
 use super::cluster::{Cluster, Shape};
 use report::Report;
