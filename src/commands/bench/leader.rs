@@ -3,7 +3,7 @@
 
 use super::cluster;
 use super::samples::{Samples, Table};
-use crate::commands::cluster::{Cluster, items};
+use crate::commands::cluster::items;
 use crate::commands::demo::world::World;
 use crate::commands::demo::writer::Writer;
 use anyhow::{Context as _, ensure};
@@ -36,7 +36,7 @@ pub async fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
         let returned = Instant::now();
         cluster.host.restart(&leader)?;
         let last = acknowledged.last().map(|w| w.name.clone()).context("nothing was written")?;
-        let caught_up = || async { has(&cluster, &leader, &last) };
+        let caught_up = || async { cluster.has(&leader, &format!("{CONFIG_MAPS}/{last}")) };
         world.until(&format!("{leader} has caught up"), PATIENCE, caught_up).await?;
         returns.add(returned.elapsed());
         let list = cluster.api.get(&format!("{CONFIG_MAPS}?labelSelector=writer%3D{prefix}")).await?;
@@ -51,15 +51,4 @@ pub async fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
     cluster.host.shutdown()?;
     ensure!(lost == 0, "{lost} of {written} acknowledged writes were lost");
     Ok(())
-}
-
-/// Whether a server itself, asked in its own namespace, has an object. Its answer is linearizable, so it comes when the server has caught up.
-fn has(cluster: &Cluster, server: &str, name: &str) -> anyhow::Result<bool> {
-    let api = cluster.api.at(format!("{}:6443", cluster.host.address(server)?));
-    let path = format!("{CONFIG_MAPS}/{name}");
-    cluster.host.run_in(server, move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let answer = runtime.block_on(tokio::time::timeout(Duration::from_secs(2), api.get(&path)));
-        anyhow::Ok(matches!(answer, Ok(Ok(_))))
-    })?
 }

@@ -7,8 +7,8 @@
 mod acts;
 mod report;
 mod traffic;
-pub(super) mod world;
-pub(super) mod writer;
+pub mod world;
+pub mod writer;
 
 use super::cluster::{Cluster, Shape};
 use report::Report;
