@@ -155,7 +155,7 @@ impl Cluster {
         let path = path.to_owned();
         self.host.run_in(server, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let answer = runtime.block_on(tokio::time::timeout(Duration::from_secs(2), api.get(&path)));
+            let answer = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), api.get(&path)).await });
             anyhow::Ok(matches!(answer, Ok(Ok(_))))
         })?
     }
