@@ -86,6 +86,7 @@ impl Host {
             );
         }
         registry::remove_cgroups(&config.instance)?;
+        registry::remove_device(&config.instance)?;
         let subnet = match config.subnet {
             Some(subnet) => subnet,
             None => choose_subnet(&others)?,

@@ -1,4 +1,4 @@
-//! Which instances there are on this machine, and removing what the dead ones left: cgroups and files.
+//! Which instances there are on this machine, and removing what the dead ones left: cgroups, devices and files.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use skiff_netlink::route::Rt;
+
+use crate::plan;
 
 /// Where instances are recorded.
 pub const FOLDER: &str = "/run/skiff/local";
@@ -86,6 +89,7 @@ pub fn sweep(folder: &Path) -> Result<Vec<Record>> {
 /// Removes what one instance, whose processes are gone, left behind.
 pub fn forget(folder: &Path, record: &Record) -> Result<()> {
     remove_cgroups(&record.instance)?;
+    remove_device(&record.instance)?;
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -97,6 +101,21 @@ pub fn forget(folder: &Path, record: &Record) -> Result<()> {
     }
     let path = folder.join(format!("{}.json", record.instance));
     gone(fs::remove_file(&path)).with_context(|| format!("remove {}", path.display()))
+}
+
+/// Removes an instance's uplink. The kernel does so itself, some time after the switch's namespace has lost its last process: who starts again at once
+/// would find the name taken.
+pub fn remove_device(instance: &str) -> Result<()> {
+    let name = plan::uplink_device(instance);
+    let mut rt = Rt::open()?;
+    if let Some(link) = rt.link(&name)?
+        && let Err(error) = rt.delete_link(link.index)
+        // The kernel was faster.
+        && rt.link(&name)?.is_some()
+    {
+        return Err(error).with_context(|| format!("remove the device {name}"));
+    }
+    Ok(())
 }
 
 /// Removes `skiff/INSTANCE` and all below it in every cgroup hierarchy, version 1 and 2.

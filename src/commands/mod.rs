@@ -1,5 +1,6 @@
 //! What people type.
 
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod kube;

@@ -7,7 +7,8 @@
 mod acts;
 mod report;
 mod traffic;
-mod world;
+pub mod world;
+pub mod writer;
 
 use super::cluster::{Cluster, Shape};
 use report::Report;
