@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use skiff_identity::Pair;
+use skiff_proto::fleet;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -102,11 +103,11 @@ impl Api {
 
     /// A gRPC channel to the same server, with the same certificate.
     pub fn grpc(&self) -> anyhow::Result<tonic::transport::Channel> {
-        crate::agent::wire::with_tls(&self.host, (*self.tls).clone())
+        crate::agent::wire::with_tls(&self.host, (*self.tls).clone(), crate::agent::wire::PATIENT)
     }
 
     /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.
-    pub async fn put_image(&self, archive: &Path) -> anyhow::Result<skiff_proto::fleet::ImageRecord> {
+    pub async fn put_image(&self, archive: &Path) -> anyhow::Result<fleet::ImageRecord> {
         use tokio::io::AsyncReadExt as _;
         let mut file = tokio::fs::File::open(archive)
             .await
@@ -117,7 +118,7 @@ impl Api {
                 let mut data = vec![0; 1 << 20];
                 let count = file.read(&mut data).await?;
                 data.truncate(count);
-                let chunk = skiff_proto::fleet::ImageChunk { reference: String::new(), data: data.into() };
+                let chunk = fleet::ImageChunk { data: data.into() };
                 if count == 0 || send.send(chunk).await.is_err() {
                     return Ok::<_, std::io::Error>(());
                 }
@@ -126,6 +127,26 @@ impl Api {
         let stream = tokio_stream::wrappers::ReceiverStream::new(chunks);
         let answer = crate::agent::wire::client(self.grpc()?).put_image(stream).await;
         read.await?.with_context(|| format!("reading the archive {}", archive.display()))?;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
+    /// Lets a server fetch an image from its registry and keep it for the cluster. `docker_config` may be empty.
+    pub async fn pull_image(&self, reference: &str, docker_config: Vec<u8>) -> anyhow::Result<fleet::ImageRecord> {
+        let request = fleet::PullRequest { reference: reference.to_owned(), docker_config: docker_config.into() };
+        let answer = crate::agent::wire::client(self.grpc()?).pull_image(request).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
+    /// The images that the cluster keeps.
+    pub async fn images(&self) -> anyhow::Result<Vec<fleet::ImageRecord>> {
+        let answer = crate::agent::wire::client(self.grpc()?).images(fleet::ImageRequest::default()).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().images)
+    }
+
+    /// Takes a name out of what the cluster keeps.
+    pub async fn remove_image(&self, reference: &str) -> anyhow::Result<fleet::ImageRecord> {
+        let request = fleet::ImageRequest { reference: reference.to_owned() };
+        let answer = crate::agent::wire::client(self.grpc()?).remove_image(request).await;
         Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
     }
 

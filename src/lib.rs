@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod server;
+mod transfer;
 pub mod workload;
 
 /// Runs the command line; the exit code says how it went.

@@ -2,12 +2,12 @@
 
 use super::link::Link;
 use super::wire;
+use crate::transfer;
 use futures_util::future::BoxFuture;
 use skiff_pods::{EnsuredImage, ImageError, ImageSource, PullPolicy, RegistryImages};
 use skiff_proto::fleet as pb;
 use skiff_runtime::ImageStore;
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt as _;
 
 /// The node's own store, filled from the cluster's servers or a registry.
 pub struct ClusterImages {
@@ -37,15 +37,12 @@ impl ImageSource for ClusterImages {
         Box::pin(async move {
             if policy != PullPolicy::Never {
                 let _one = transfer.lock().await;
-                let missing = store.resolve(&image).is_none();
-                if missing || policy == PullPolicy::Always {
-                    // What was imported into the cluster needs no registry, whatever the policy says.
-                    if missing && from_cluster(&store, &link, &image).await {
-                        return registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await;
-                    }
-                    if !missing && in_cluster(&link, &image).await {
-                        return registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await;
-                    }
+                let here = store.resolve(&image);
+                // What was imported into the cluster needs no registry, whatever the policy says.
+                if (here.is_none() || policy == PullPolicy::Always)
+                    && from_cluster(&store, &link, &image, here.map(|i| i.id.to_string())).await
+                {
+                    return registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await;
                 }
             }
             registry.ensure(image, policy, pull_configs).await
@@ -53,47 +50,20 @@ impl ImageSource for ClusterImages {
     }
 }
 
-async fn ask(link: &Link, addr: &str, image: &str) -> Option<tonic::Streaming<pb::ImageChunk>> {
-    let request = pb::ImageRequest { reference: image.to_owned() };
-    let channel = link.channel(addr).ok()?;
-    wire::client(channel).image(request).await.ok().map(tonic::Response::into_inner)
-}
-
-/// Whether a server keeps the image.
-async fn in_cluster(link: &Link, image: &str) -> bool {
+/// Brings the image here as the first server that keeps it has it; true if it is here now. `here` is the identity of what this node has
+/// under that name: an import of the same name may have replaced it.
+async fn from_cluster(store: &ImageStore, link: &Link, image: &str, here: Option<String>) -> bool {
     for addr in link.servers() {
-        if ask(link, &addr, image).await.is_some() {
+        let Ok(channel) = link.channel(&addr) else { continue };
+        let request = pb::ImageRequest { reference: image.to_owned() };
+        let Ok(answer) = wire::client(channel.clone()).images(request).await else { continue };
+        let Some(kept) = answer.into_inner().images.into_iter().next() else { continue };
+        if here.as_ref() == Some(&kept.digest) {
             return true;
         }
-    }
-    false
-}
-
-/// Takes the image from the first server that keeps it; false if none does.
-async fn from_cluster(store: &ImageStore, link: &Link, image: &str) -> bool {
-    for addr in link.servers() {
-        let Some(mut chunks) = ask(link, &addr, image).await else { continue };
-        let (reader, mut writer) = tokio::io::duplex(1 << 20);
-        let store = store.clone();
-        let handle = tokio::runtime::Handle::current();
-        let import = tokio::task::spawn_blocking(move || {
-            let _guard = handle.enter();
-            store.import(tokio_util::io::SyncIoBridge::new(reader))
-        });
-        let copy = async {
-            while let Some(chunk) = chunks.message().await? {
-                if writer.write_all(&chunk.data).await.is_err() {
-                    break;
-                }
-            }
-            drop(writer);
-            Ok::<_, tonic::Status>(())
-        };
-        match tokio::join!(copy, import) {
-            (Ok(()), Ok(Ok(_))) => return true,
-            (copied, imported) => {
-                tracing::warn!(addr, image, ?copied, ?imported, "taking an image from a server failed")
-            }
+        match transfer::fetch(store, channel, image).await {
+            Ok(_) => return true,
+            Err(e) => tracing::warn!(addr, image, "taking an image from a server failed: {e:#}"),
         }
     }
     false

@@ -27,7 +27,7 @@ pub struct ServerArgs {
     #[arg(long, requires = "token")]
     join: Option<String>,
     /// A server's token (skiff token create --server)
-    #[arg(long)]
+    #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// A further name or address for the API's certificate
     #[arg(long)]
@@ -56,6 +56,9 @@ pub struct ServerArgs {
     /// Run no pods on this machine
     #[arg(long)]
     no_agent: bool,
+    /// A registry (host:port) to speak to without TLS
+    #[arg(long)]
+    insecure_registry: Vec<String>,
 }
 
 /// Run a node: its pods, network and DNS.
@@ -65,7 +68,7 @@ pub struct AgentArgs {
     #[arg(long)]
     server: String,
     /// An agent's token (skiff token create); needed once
-    #[arg(long)]
+    #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// The node's name [default: the host name]
     #[arg(long)]
@@ -115,6 +118,7 @@ impl ServerArgs {
             anonymous: !self.no_anonymous,
             controllers: !self.no_controllers,
             agent: !self.no_agent,
+            insecure_registries: self.insecure_registry,
         })
     }
 }

@@ -6,6 +6,9 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
+/// The peers that a joining server was told.
+const PEERS: &str = "peers.json";
+
 /// Where a server keeps what must survive it.
 #[derive(Clone)]
 pub struct Files {
@@ -66,6 +69,19 @@ impl Files {
         self.write_secret("token.key", token_key)?;
         self.write_secret("ca.crt", &ca.certificate)?;
         self.write_secret("ca.key", &ca.key)
+    }
+
+    /// Where the store's members listened when this server joined; None for a founder.
+    pub fn peers(&self) -> anyhow::Result<Option<Vec<String>>> {
+        if !self.dir.join(PEERS).exists() {
+            return Ok(None);
+        }
+        let text = self.read(PEERS)?;
+        serde_json::from_str(&text).map(Some).with_context(|| format!("{} in {}", PEERS, self.dir.display()))
+    }
+
+    pub fn remember_peers(&self, peers: &[String]) -> anyhow::Result<()> {
+        self.write_secret(PEERS, &serde_json::to_string(peers)?)
     }
 
     pub fn admin_kubeconfig(&self) -> PathBuf {

@@ -16,25 +16,53 @@ use std::net::SocketAddr;
 
 /// Sees to it that the data directory belongs to a cluster: founds one, or joins the one that was named. Gives the peers to join the store of
 /// (none for a founder, and none for a member that has its data already).
+///
+/// A server that joined once asks nobody again, so it may be restarted with the same words when its token has expired, and with none.
 pub async fn prepare(options: &Options, files: &Files) -> anyhow::Result<Vec<String>> {
-    let Some((address, token)) = &options.join else {
-        if !files.has_cluster() {
-            files.found()?;
-        }
-        return Ok(Vec::new());
-    };
-    let token: Token = token.parse()?;
-    if token.role != Role::Server {
-        bail!("this is an agent's token; a server that joins needs one from `skiff token create --server`");
+    let token: Option<Token> = options.join.as_ref().map(|(_, token)| token.parse()).transpose()?;
+    if let Some(token) = &token
+        && files.has_cluster()
+        && skiff_identity::hash(&files.ca()?.certificate)? != token.ca_hash
+    {
+        bail!(
+            "the data directory {} belongs to another cluster than the token; use another --data-dir, or remove it",
+            options.data_dir.display()
+        );
     }
     if files.has_cluster() {
-        let ours = skiff_identity::hash(&files.ca()?.certificate)?;
-        if ours != token.ca_hash {
-            bail!(
-                "the data directory {} belongs to another cluster than the token; use another --data-dir, or remove it",
-                options.data_dir.display()
-            );
+        if skiff_store::has_data(&files.store()) {
+            return Ok(Vec::new());
         }
+        if let Some(peers) = files.peers()? {
+            return Ok(peers);
+        }
+    }
+    match (&options.join, token) {
+        (Some((address, _)), Some(token)) => join(options, files, address, &token).await,
+        _ => {
+            if !files.has_cluster() {
+                check_ranges(options)?;
+                files.found()?;
+            }
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Ranges are chosen once, when a cluster is founded; a clash would show much later, as connections that go nowhere.
+fn check_ranges(options: &Options) -> anyhow::Result<()> {
+    let parse = |text: &str, option: &str| {
+        text.parse::<skiff_network::Cidr>().map_err(|e| anyhow::anyhow!("{option} {text:?}: {e}"))
+    };
+    let pods = parse(&options.cluster_cidr, "--cluster-cidr")?;
+    let services = parse(&options.service_cidr, "--service-cidr")?;
+    skiff_network::check_ranges(pods, services)
+        .context("founding the cluster: give others with --cluster-cidr and --service-cidr")
+}
+
+async fn join(options: &Options, files: &Files, address: &str, token: &Token) -> anyhow::Result<Vec<String>> {
+    if token.role != Role::Server {
+        bail!("this is an agent's token; a server that joins needs one from `skiff token create --server`");
     }
     let (_, signing_request) = skiff_identity::request(None)?;
     let request = pb::JoinRequest {
@@ -44,8 +72,10 @@ pub async fn prepare(options: &Options, files: &Files) -> anyhow::Result<Vec<Str
         api_addr: SocketAddr::new(options.advertise, options.listen.port()).to_string(),
         names: Vec::new(),
     };
-    let answer = crate::agent::enrol::join(address, &token, request).await?;
+    let answer = crate::agent::enrol::join(address, token, request).await?;
     let ca = Pair { certificate: answer.ca, key: answer.ca_key };
+    // Before the keys: with them alone, a server that crashed here would found a store of its own.
+    files.remember_peers(&answer.peers)?;
     files.keep(&ca, &answer.token_key)?;
     Ok(answer.peers)
 }

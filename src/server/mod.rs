@@ -17,7 +17,7 @@ mod upstream;
 mod view;
 
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, PeerCertificate, TokenSigner, UserInfo};
+use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, PeerCertificate, TokenSigner, UserInfo};
 use skiff_fleet::{Beats, Calls, Detector, FleetService, NodeName, Trusted};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
@@ -63,6 +63,8 @@ pub struct Options {
     pub controllers: bool,
     /// Run a node on this machine too.
     pub agent: bool,
+    /// Registries (`host:port`) that speak plain HTTP.
+    pub insecure_registries: Vec<String>,
 }
 
 /// What the parts of a server share.
@@ -124,7 +126,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ..Default::default()
     })
     .await?;
-    let images = images::Images::open(&options.data_dir.join("server/images"))?;
+    let images = images::Images::open(&options.data_dir.join("server/images"), &options.insecure_registries)?;
     let shared = Arc::new(Shared {
         options: options.clone(),
         ca,
@@ -149,6 +151,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         member = format_args!("{:x}", store.id()),
         "this server is ready"
     );
+    tokio::spawn(images::keep(shared.clone(), stop.clone()));
     let agent = options.agent.then(|| tokio::spawn(node::run(shared.clone(), client.clone(), stop.clone())));
     wait_for_signal(&store).await;
     store.stop().await;
@@ -181,6 +184,8 @@ async fn start_api(
     config.controllers = options.controllers;
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
+    let counted = beats.clone();
+    config.further_metrics = Some(FurtherMetrics(Arc::new(move || counted.metrics(std::time::Instant::now()))));
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let (view, changes) = view::follow(shared.store.clone());
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.client(UserInfo::apiserver())));

@@ -45,8 +45,12 @@ async fn start(shared: &Shared, client: &Client) -> anyhow::Result<tokio::proces
     let own = std::env::current_exe().context("finding this binary")?;
     let mut command = Command::new(own);
     command.arg("agent").arg("--server").arg(format!("127.0.0.1:{}", listen.port()));
-    command.arg("--token").arg(token.to_string()).arg("--node-name").arg(name);
+    // Other users of this machine may read a command line, not an environment.
+    command.env("SKIFF_TOKEN", token.to_string()).arg("--node-name").arg(name);
     command.arg("--node-ip").arg(advertise.to_string()).arg("--data-dir").arg(data_dir);
+    for registry in &shared.options.insecure_registries {
+        command.arg("--insecure-registry").arg(registry);
+    }
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.
     unsafe {
         command.pre_exec(|| {

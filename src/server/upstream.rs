@@ -1,6 +1,6 @@
 //! Agents' reports, made into writes through the API.
 
-use super::Shared;
+use super::{Shared, images};
 use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -313,6 +313,15 @@ impl Upstream for ApiUpstream {
         self.run(|u| async move { u.shared.images.send(reference).map_err(UpstreamError::Refused) })
     }
     fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord> {
-        self.run(|u| async move { super::images::take(&u.shared, chunks).await.map_err(UpstreamError::Refused) })
+        self.run(|u| async move { images::take(&u.shared, chunks).await })
+    }
+    fn images(&self, reference: String) -> Answer<Vec<pb::ImageRecord>> {
+        self.run(|u| async move { images::list(&u.shared, &reference).await })
+    }
+    fn pull_image(&self, request: pb::PullRequest) -> Answer<pb::ImageRecord> {
+        self.run(|u| async move { images::pull(&u.shared, request).await })
+    }
+    fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord> {
+        self.run(|u| async move { images::remove(&u.shared, &reference).await })
     }
 }

@@ -52,6 +52,11 @@ impl Default for Limits {
     }
 }
 
+/// Whether `dir` holds a member's data already: it is that member then, whatever it is told to join.
+pub fn has_data(dir: &std::path::Path) -> bool {
+    dir.join(IDENTITY).exists()
+}
+
 /// What the data directory says.
 pub struct Data {
     pub cluster_id: u64,

@@ -28,7 +28,7 @@ mod store;
 mod transport;
 mod types;
 
-pub use config::{Config, Limits};
+pub use config::{Config, Limits, has_data};
 pub use error::{Error, WatchError};
 pub use hub::Watcher;
 pub use store::Store;

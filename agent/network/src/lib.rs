@@ -16,9 +16,11 @@ mod network;
 pub mod peers;
 mod pods;
 pub mod program;
+mod ranges;
 pub mod rules;
 
 pub use config::{Config, HostPort, Overlay, Peer, Protocol};
 pub use network::{Network, Pod};
+pub use ranges::check_ranges;
 pub use rules::{ServiceState, desired};
 pub use skiff_netlink::Cidr;

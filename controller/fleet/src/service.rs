@@ -22,6 +22,8 @@ const QUEUE: usize = 64;
 /// While a deletion waits for acknowledgements, it is looked at this often even without news.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
+/// How long a node may wait for a server that is behind what the node knows, before it tries the next server.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// The list of servers is looked at this often even without news.
 const WELCOME_LOOK: Duration = Duration::from_secs(2);
 
@@ -48,6 +50,15 @@ fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
     let name = request.extensions().get::<NodeName>();
     name.map(|n| n.0.clone())
         .ok_or_else(|| Status::unauthenticated("this needs a node's certificate; join the cluster first"))
+}
+
+fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
+    let trusted = request.extensions().get::<Trusted>().is_some();
+    trusted.then_some(()).ok_or_else(|| {
+        Status::permission_denied(
+            "only an administrator (a certificate of group system:masters) may change the cluster's images",
+        )
+    })
 }
 
 impl From<UpstreamError> for Status {
@@ -133,7 +144,9 @@ impl Fleet for FleetService {
     }
 
     async fn image(&self, request: Request<pb::ImageRequest>) -> Result<Response<Self::ImageStream>, Status> {
-        node_of(&request)?;
+        if request.extensions().get::<Trusted>().is_none() {
+            node_of(&request)?;
+        }
         let mut chunks = self.upstream.image(request.into_inner().reference).await?;
         let out = async_stream(move |cx| chunks.poll_recv(cx).map(|chunk| chunk.map(Ok)));
         Ok(Response::new(Box::pin(out)))
@@ -143,9 +156,7 @@ impl Fleet for FleetService {
         &self,
         request: Request<Streaming<pb::ImageChunk>>,
     ) -> Result<Response<pb::ImageRecord>, Status> {
-        if request.extensions().get::<Trusted>().is_none() {
-            return Err(Status::permission_denied("only an administrator may hand images to the cluster"));
-        }
+        administrator(&request)?;
         let mut stream = request.into_inner();
         let (send, receive) = mpsc::channel(8);
         let work = self.upstream.put_image(receive);
@@ -160,6 +171,24 @@ impl Fleet for FleetService {
         let (read, record) = futures_util::future::join(read, work).await;
         read?;
         Ok(Response::new(record?))
+    }
+
+    async fn images(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageList>, Status> {
+        if request.extensions().get::<Trusted>().is_none() {
+            node_of(&request)?;
+        }
+        let images = self.upstream.images(request.into_inner().reference).await?;
+        Ok(Response::new(pb::ImageList { images }))
+    }
+
+    async fn pull_image(&self, request: Request<pb::PullRequest>) -> Result<Response<pb::ImageRecord>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.pull_image(request.into_inner()).await?))
+    }
+
+    async fn remove_image(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageRecord>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.remove_image(request.into_inner().reference).await?))
     }
 }
 
@@ -187,6 +216,7 @@ impl FleetService {
         }
         self.upstream.register(node.clone(), register.node_json.to_vec()).await?;
         let pod_cidr = self.wait_for_subnet(&node).await?;
+        self.wait_for_revision(register.revision).await?;
         let down = self.tell(&node, &pod_cidr, &to_agent);
         let up = self.listen(&node, from_agent, &to_agent);
         tokio::select! { result = down => result, result = up => result }
@@ -212,6 +242,18 @@ impl FleetService {
         };
         let late = |_| Status::unavailable("the node got no subnet within 15 s; is there a leader?");
         tokio::time::timeout(Duration::from_secs(15), wait).await.map_err(late)?
+    }
+
+    /// A node that comes from another server may know more than this one does yet: what it is told must not lead it back.
+    async fn wait_for_revision(&self, known: u64) -> Result<(), Status> {
+        let mut revision = self.view.revision.clone();
+        let caught_up = tokio::time::timeout(CATCH_UP_MAX, revision.wait_for(|now| *now >= known)).await;
+        match caught_up {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Status::unavailable("this server is stopping")),
+            // Another server may know more; a node that hears this from all of them (a backup was restored) begins anew.
+            Err(_) => Err(Status::out_of_range(format!("this server has not caught up with revision {known} yet"))),
+        }
     }
 
     /// What the cluster is like, as a node wants to know it.

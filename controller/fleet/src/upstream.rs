@@ -40,8 +40,14 @@ pub trait Upstream: Send + Sync + 'static {
     /// A token and when it ends (Unix seconds).
     fn token(&self, node: String, request: pb::TokenRequest) -> Answer<(String, i64)>;
     fn welcome(&self) -> Welcome;
-    /// An image's archive that the cluster keeps: its size and chunks.
-    /// Keeps an image's archive; the first chunk's reference, where there is one, names it.
+    /// Takes in an archive of images and keeps them for the cluster; the record of the first.
     fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord>;
+    /// The archive of an image that this server holds, in chunks.
     fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>>;
+    /// The cluster's catalogue; or, for one reference, what this server holds under it.
+    fn images(&self, reference: String) -> Answer<Vec<pb::ImageRecord>>;
+    /// Fetches an image from its registry and keeps it for the cluster.
+    fn pull_image(&self, request: pb::PullRequest) -> Answer<pb::ImageRecord>;
+    /// Takes a name out of the catalogue.
+    fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord>;
 }

@@ -89,7 +89,8 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Result<Response, Status
         ["healthz" | "livez" | "readyz", ..] => Ok(health::answer(state, asked, parts[0], &parts[1..].join("/"))),
         ["version"] => asked.json(&version()),
         ["metrics"] => {
-            let text = format!("{}{}", state.metrics.render(), state.store.metrics());
+            let further = state.config.further_metrics.as_ref().map(|write| write.0()).unwrap_or_default();
+            let text = format!("{}{}{further}", state.metrics.render(), state.store.metrics());
             Ok(respond::response(200, "text/plain; version=0.0.4; charset=utf-8", text))
         }
         ["api"] | ["apis"] | ["api", _] | ["apis", _] | ["apis", _, _] => discovery::answer(state, asked, &parts),
