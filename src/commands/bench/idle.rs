@@ -12,7 +12,7 @@ pub async fn measure(rest: Duration, table: &mut Table) -> anyhow::Result<()> {
         let pid = cluster.host.outer_pid(node.pid.with_context(|| format!("{} does not run", node.name))?)?;
         processes.push((node.name, pid));
     }
-    println!("    resting for {} s", rest.as_secs());
+    tell!("    resting for {} s", rest.as_secs());
     tokio::time::sleep(rest / 2).await;
     let begun = Instant::now();
     let before: Vec<_> = processes.iter().map(|(_, pid)| processor_time(*pid)).collect::<Result<_, _>>()?;

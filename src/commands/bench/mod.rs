@@ -78,6 +78,6 @@ fn folder(name: &str) -> PathBuf {
 
 /// A cluster that ends with this process, or when it is dropped.
 async fn cluster(name: &str, servers: usize, agents: usize) -> anyhow::Result<Cluster> {
-    println!("\n==> {name}: {servers} servers, {agents} agents");
+    tell!("\n==> {name}: {servers} servers, {agents} agents");
     Cluster::start(&Shape { dir: folder(name), servers, agents, tied: true, uplink: false }).await
 }

@@ -39,15 +39,15 @@ impl Table {
     }
 
     fn line(&mut self, line: [String; 5]) {
-        println!("    {}: n={} p50 {} p99 {} max {}", line[0], line[1], line[2], line[3], line[4]);
+        tell!("    {}: n={} p50 {} p99 {} max {}", line[0], line[1], line[2], line[3], line[4]);
         self.lines.push(line);
     }
 
     pub fn print(&self) {
         let width = self.lines.iter().map(|l| l[0].chars().count()).max().unwrap_or(0);
-        println!("\n{:<width$}  {:>4}  {:>20}  {:>9}  {:>9}", "MEASURED", "N", "P50", "P99", "MAX");
+        tell!("\n{:<width$}  {:>4}  {:>20}  {:>9}  {:>9}", "MEASURED", "N", "P50", "P99", "MAX");
         for [what, n, p50, p99, max] in &self.lines {
-            println!("{what:<width$}  {n:>4}  {p50:>20}  {p99:>9}  {max:>9}");
+            tell!("{what:<width$}  {n:>4}  {p50:>20}  {p99:>9}  {max:>9}");
         }
     }
 }

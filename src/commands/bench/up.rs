@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::process::Command;
 
 pub async fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
-    println!("\n==> up: 1 server, 2 agents, until all are Ready");
+    tell!("\n==> up: 1 server, 2 agents, until all are Ready");
     let mut samples = Samples::default();
     for _ in 0..runs {
         let dir = folder("up");

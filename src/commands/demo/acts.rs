@@ -57,7 +57,7 @@ pub async fn resolve_and_answer(world: &World<'_>, report: &mut Report) -> anyho
 fn failed(report: &mut Report, what: &str, traffic: &super::traffic::Traffic) {
     report.exactly(what, traffic.failed, 0);
     if traffic.failed > 0 {
-        println!("         {}", traffic.describe_errors());
+        tell!("         {}", traffic.describe_errors());
     }
 }
 
