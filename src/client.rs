@@ -103,7 +103,7 @@ impl Api {
 
     /// A gRPC channel to the same server, with the same certificate.
     pub fn grpc(&self) -> anyhow::Result<tonic::transport::Channel> {
-        crate::agent::wire::with_tls(&self.host, (*self.tls).clone())
+        crate::agent::wire::with_tls(&self.host, (*self.tls).clone(), crate::agent::wire::PATIENT)
     }
 
     /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.

@@ -71,6 +71,22 @@ pub async fn run(
     }
 }
 
+/// Controllers and scheduler over an API server that has no agents: every node counts as live. For tests of what they decide.
+/// Runs until it is dropped.
+pub async fn run_without_agents(api: ApiServer, settings: Settings) {
+    let (view, changes) = super::view::follow(api.store().clone());
+    let mut leadership = api.store().leadership();
+    let Ok(term) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.term) else { return };
+    let (_judged, liveness) = watch::channel(Arc::new(Liveness::default()));
+    let shared = Leading { api, term, view, changes, liveness, settings: Arc::new(settings) };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(scheduling::run(shared.clone()));
+    for controller in CONTROLLERS {
+        tasks.spawn(controllers::run(*controller, shared.clone()));
+    }
+    tasks.join_all().await;
+}
+
 /// The user that writes for a part of the control plane.
 pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
     let user = UserInfo::new(format!("system:{name}"), ["system:masters", "system:authenticated"]);

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+pub use control::run_without_agents;
 pub use files::Files;
 pub use join::write_token;
 

@@ -259,8 +259,8 @@ fn compare_at(
                 l.into_iter().flatten().map(|i| (element(list, i), i.clone())).collect()
             };
             let (a, b) = (index(a), index(b));
-            let find = |l: &[(PathElement, Value)], name: &PathElement| {
-                l.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
+            let all = |l: &[(PathElement, Value)], name: &PathElement| {
+                l.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect::<Vec<_>>()
             };
             let mut seen: Vec<&PathElement> = Vec::new();
             for (name, _) in a.iter().chain(&b) {
@@ -269,7 +269,18 @@ fn compare_at(
                 }
                 seen.push(name);
                 path.push(name.clone());
-                compare_at(Known::of(&list.item), find(&a, name).as_ref(), find(&b, name).as_ref(), path, out);
+                let (was, is) = (all(&a, name), all(&b, name));
+                if was.len() > 1 || is.len() > 1 {
+                    // Items that cannot be told apart are owned as one.
+                    match (was.is_empty(), is.is_empty()) {
+                        (true, _) => out.added.insert(path),
+                        (_, true) => out.removed.insert(path),
+                        _ if was != is => out.modified.insert(path),
+                        _ => {}
+                    }
+                } else {
+                    compare_at(Known::of(&list.item), was.first(), is.first(), path, out);
+                }
                 path.pop();
             }
         }
