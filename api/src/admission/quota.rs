@@ -13,15 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub type Usage = BTreeMap<String, Quantity>;
 
 /// Kinds of the core group that are counted under their own name, too.
-const COUNTED: [&str; 7] = [
-    "pods",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "configmaps",
-    "resourcequotas",
-    "persistentvolumeclaims",
-];
+const COUNTED: [&str; 7] =
+    ["pods", "services", "replicationcontrollers", "secrets", "configmaps", "resourcequotas", "persistentvolumeclaims"];
 /// What every container must say once a quota limits it.
 const COMPUTE: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 
@@ -95,9 +88,9 @@ fn claim_usage(claim: &Value, used: &mut Usage) {
 pub fn in_scope(quota: &Value, kind: &Kind, object: &Value) -> bool {
     let scopes = meta::list_at(quota, &["spec", "scopes"]).iter().filter_map(Value::as_str);
     let plain = scopes.map(|scope| (scope, "Exists", &[][..]));
-    let selected = meta::list_at(quota, &["spec", "scopeSelector", "matchExpressions"]).iter().map(|e| {
-        (meta::str_at(e, &["scopeName"]), meta::str_at(e, &["operator"]), meta::list_at(e, &["values"]))
-    });
+    let selected = meta::list_at(quota, &["spec", "scopeSelector", "matchExpressions"])
+        .iter()
+        .map(|e| (meta::str_at(e, &["scopeName"]), meta::str_at(e, &["operator"]), meta::list_at(e, &["values"])));
     let is_pod = kind.is("", "Pod");
     plain.chain(selected).all(|(scope, operator, values)| is_pod && pod_in_scope(object, scope, operator, values))
 }
@@ -143,7 +136,8 @@ fn amounts(quota: &Value, path: &[&str]) -> Usage {
 }
 
 fn shown(amounts: &Usage, names: &[&String]) -> String {
-    let parts = names.iter().map(|name| format!("{name}={}", amounts.get(*name).map(Quantity::to_string).unwrap_or_default()));
+    let parts =
+        names.iter().map(|name| format!("{name}={}", amounts.get(*name).map(Quantity::to_string).unwrap_or_default()));
     parts.collect::<Vec<_>>().join(",")
 }
 
@@ -219,7 +213,10 @@ fn unsaid(hard: &Usage, pod: &Value) -> Vec<String> {
             }
         }
     }
-    missing.iter().map(|(name, of)| format!("{name} for: {}", of.iter().cloned().collect::<Vec<_>>().join(","))).collect()
+    missing
+        .iter()
+        .map(|(name, of)| format!("{name} for: {}", of.iter().cloned().collect::<Vec<_>>().join(",")))
+        .collect()
 }
 
 #[cfg(test)]

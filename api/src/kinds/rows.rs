@@ -188,7 +188,11 @@ fn cluster_and_network() -> Vec<Kind> {
     let network = |name| row("networking.k8s.io", "v1", name);
     let storage = |name| row("storage.k8s.io", "v1", name);
     vec![
-        row("certificates.k8s.io", "v1", "CertificateSigningRequest").cluster().short("csr").status().sub("approval", RW),
+        row("certificates.k8s.io", "v1", "CertificateSigningRequest")
+            .cluster()
+            .short("csr")
+            .status()
+            .sub("approval", RW),
         network("IngressClass").cluster(),
         network("Ingress").short("ing").status(),
         network("NetworkPolicy").short("netpol"),

@@ -37,9 +37,8 @@ fn keys(view: &View, change: &Change) -> Vec<Key> {
             keys.extend(view.dependents(&before.uid).map(|d| uid_key(&d.uid)));
         }
         // Owners that wait for their last dependent: it went, or it is theirs no longer.
-        let kept = |uid: &str| {
-            !replaced && change.after.as_ref().is_some_and(|now| now.owners.iter().any(|o| o.uid == uid))
-        };
+        let kept =
+            |uid: &str| !replaced && change.after.as_ref().is_some_and(|now| now.owners.iter().any(|o| o.uid == uid));
         keys.extend(before.owners.iter().filter(|o| !kept(&o.uid)).map(|o| uid_key(&o.uid)));
     }
     keys
