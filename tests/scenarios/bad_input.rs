@@ -37,7 +37,7 @@ pub fn files(local: &Local) -> anyhow::Result<()> {
             container(", imagePullPolicy: Sometimes"),
             vec!["bad.yaml", "imagePullPolicy", "Sometimes"],
         ),
-        ("an invalid quantity", container(", resources: {limits: {memory: much}}"), vec!["bad.yaml", "memory"]),
+        ("an invalid quantity", container(", resources: {limits: {memory: -5}}"), vec!["bad.yaml", "memory"]),
         ("no containers", pod("{containers: []}"), vec!["bad.yaml", "spec.containers"]),
         (
             "a namespace that is not there",
