@@ -70,7 +70,9 @@ pub async fn down(args: DownArgs) -> anyhow::Result<ExitCode> {
         Ok(host) => host.shutdown()?,
         Err(_) => drop(skiff_local::registry::sweep(&registry())?),
     }
-    if dir.join("kubeconfig").exists() || dir.join("subnet").exists() {
+    // Whatever is there of a cluster, also of one that never came up; any other folder is none of ours.
+    let signs = ["kubeconfig", "subnet", "supervisor.json"];
+    if signs.iter().any(|name| dir.join(name).exists()) {
         std::fs::remove_dir_all(&dir)?;
     }
     tell!("the local cluster in {} is gone", dir.display());

@@ -52,6 +52,7 @@ fn main() {
         with("bad_writes_are_told_by_name", &SMALL, bad_input::writes),
         with("bad_tokens_and_names_are_refused", &SMALL, refusals::joining),
         with("a_server_refuses_what_it_cannot_be", &SMALL, refusals::servers),
+        alone("without_root_commands_say_so", refusals::without_root),
         with("kube_rs", &SMALL, kube_client::kube_rs),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),

@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skiff::commands::cluster::Cluster;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,29 @@ pub fn servers(local: &Local) -> anyhow::Result<()> {
     let _ = std::fs::remove_dir_all(&data);
     expect("an agent without a token", &user, &["--token", "skiff token create"])?;
     Ok(())
+}
+
+/// Without root nothing can be made: each command that needs it says so, and what to do.
+pub fn without_root() -> anyhow::Result<()> {
+    let data = std::env::temp_dir().join(format!("skiff-test-nobody-{}", std::process::id()));
+    std::fs::create_dir_all(&data)?;
+    let nobody = 65534;
+    std::os::unix::fs::chown(&data, Some(nobody), Some(nobody))?;
+    // Where this user may not look into the build's folder, a copy can still be run.
+    let program = data.join("skiff");
+    std::fs::copy(SKIFF, &program)?;
+    let refused = |words: &[&str]| -> anyhow::Result<String> {
+        let mut command = Command::new(&program);
+        command.args(words).arg(data.join("data")).uid(nobody).gid(nobody).current_dir("/");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        complaint_of(child)
+    };
+    let checked = refused(&["up", "--dir"])
+        .and_then(|complaint| expect("up without root", &complaint, &["root", "sudo"]))
+        .and_then(|()| refused(&["agent", "--server", "127.0.0.1:1", "--data-dir"]))
+        .and_then(|complaint| expect("an agent without root", &complaint, &["root"]));
+    std::fs::remove_dir_all(&data)?;
+    checked
 }
 
 /// A record as the store's files have it: length, CRC-32 (IEEE 802.3), payload.

@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A gap that is told on its own: longer than an election without a silence to wait for.
+const SLOW: Duration = Duration::from_millis(300);
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 pub async fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
@@ -30,6 +32,9 @@ pub async fn measure(runs: usize, table: &mut Table) -> anyhow::Result<()> {
         cluster.host.kill(&leader, Signal::SIGKILL)?;
         let next = writer.next_after(killed, PATIENCE).await.with_context(|| format!("kill {round}, of {leader}"))?;
         gaps.add(next - killed);
+        if next - killed > SLOW {
+            println!("    kill {round}, of {leader}: {} ms", (next - killed).as_millis());
+        }
         let elected = || async { Ok(cluster.leader().await? != leader) };
         world.until("another server leads", PATIENCE, elected).await?;
         let acknowledged = writer.finish().await?;

@@ -15,8 +15,11 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 const PATIENCE: Duration = Duration::from_secs(30);
 const NODES: [&str; 2] = ["a1", "a2"];
 
+/// What a moment is called, and whether it has come for a pod.
+type Moment = (&'static str, fn(&Value) -> bool);
+
 /// The moments of a pod's start, in their order, as the watch tells them.
-const MOMENTS: [(&str, fn(&Value) -> bool); 4] = [
+const MOMENTS: [Moment; 4] = [
     ("bound to a node", |pod| pod["spec"]["nodeName"].is_string()),
     ("its address is known", |pod| pod["status"]["podIP"].is_string()),
     ("Running", |pod| pod["status"]["phase"] == "Running"),
