@@ -32,7 +32,8 @@ fn recorded_control_plane() {
         return;
     };
     unify::check_binding();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let (good, all) = runtime.block_on(run(&folder)).expect("the replay");
     let whole = std::env::var_os("SKIFF_GOLDEN_ONLY").is_none();
     assert!(!whole || good * 100 >= all * EXPECTED_PERCENT, "{good} of {all} steps as recorded");

@@ -162,7 +162,8 @@ fn annotations(out: &mut Vec<String>, pod: &Value, at: &str) {
             out.push(format!("{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
         } else if key.starts_with("container.apparmor.security.beta.kubernetes.io/") {
             out.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
-        } else if key == "security.alpha.kubernetes.io/sysctls" || key == "security.alpha.kubernetes.io/unsafe-sysctls" {
+        } else if key == "security.alpha.kubernetes.io/sysctls" || key == "security.alpha.kubernetes.io/unsafe-sysctls"
+        {
             out.push(format!("{path}: non-functional in v1.11+; use the \"sysctls\" field instead"));
         }
     }

@@ -48,8 +48,11 @@ pub fn fill(pod: &mut Value, range: &Value) {
 
 /// The names of what was filled in, in order.
 fn fill_amounts(container: &mut Value, key: &str, defaults: &Map<String, Value>) -> Vec<String> {
-    let mut set: Vec<String> =
-        defaults.keys().filter(|name| meta::at(container, &["resources", key, name.as_str()]).is_none()).cloned().collect();
+    let mut set: Vec<String> = defaults
+        .keys()
+        .filter(|name| meta::at(container, &["resources", key, name.as_str()]).is_none())
+        .cloned()
+        .collect();
     set.sort();
     if set.is_empty() || !container.is_object() {
         return Vec::new();

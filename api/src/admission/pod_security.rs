@@ -236,7 +236,8 @@ fn baseline_capabilities(pod: &Pod) -> Option<Violation> {
     if names.is_empty() {
         return None;
     }
-    let detail = format!("{} must not include {} in securityContext.capabilities.add", containers(&names), quoted(&caps));
+    let detail =
+        format!("{} must not include {} in securityContext.capabilities.add", containers(&names), quoted(&caps));
     violation("non-default capabilities", detail)
 }
 
@@ -446,8 +447,7 @@ fn host_process(pod: &Pod) -> Option<Violation> {
     if !of_pod && names.is_empty() {
         return None;
     }
-    let detail =
-        format!("{} must not set securityContext.windowsOptions.hostProcess=true", setters(of_pod, &names));
+    let detail = format!("{} must not set securityContext.windowsOptions.hostProcess=true", setters(of_pod, &names));
     violation("hostProcess", detail)
 }
 
@@ -491,7 +491,7 @@ fn restricted_volumes(pod: &Pod) -> Option<Violation> {
     for volume in meta::list_at(pod.spec, &["volumes"]) {
         let source = volume.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|key| *key != "name");
         let source = source.unwrap_or("unknown");
-        if !ALLOWED.contains(&source) && !(source == "image" && pod.minor >= 36) {
+        if !(ALLOWED.contains(&source) || source == "image" && pod.minor >= 36) {
             names.push(meta::str_at(volume, &["name"]).to_string());
             note(&mut types, source);
         }
@@ -555,7 +555,12 @@ mod tests {
         check(
             "restricted",
             plain,
-            &["allowPrivilegeEscalation != false", "unrestricted capabilities", "runAsNonRoot != true", "seccompProfile"],
+            &[
+                "allowPrivilegeEscalation != false",
+                "unrestricted capabilities",
+                "runAsNonRoot != true",
+                "seccompProfile",
+            ],
         );
         check(
             "baseline",

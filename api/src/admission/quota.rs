@@ -13,15 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub type Usage = BTreeMap<String, Quantity>;
 
 /// Kinds of the core group that are counted under their own name, too.
-const COUNTED: [&str; 7] = [
-    "pods",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "configmaps",
-    "resourcequotas",
-    "persistentvolumeclaims",
-];
+const COUNTED: [&str; 7] =
+    ["pods", "services", "replicationcontrollers", "secrets", "configmaps", "resourcequotas", "persistentvolumeclaims"];
 /// What every container must say once a quota limits it.
 const COMPUTE: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 
@@ -53,7 +46,7 @@ pub fn usage(kind: &Kind, object: &Value) -> Usage {
 fn pod_usage(pod: &Value, used: &mut Usage) {
     for (name, amount) in pod_total(pod, "requests") {
         if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
-            used.insert(name.clone(), amount.clone());
+            used.insert(name.clone(), amount);
         }
         used.insert(format!("requests.{name}"), amount);
     }
@@ -79,7 +72,7 @@ fn service_usage(service: &Value, used: &mut Usage) {
 fn claim_usage(claim: &Value, used: &mut Usage) {
     let storage = meta::at(claim, &["spec", "resources", "requests", "storage"]).and_then(Quantity::from_value);
     if let Some(storage) = &storage {
-        used.insert("requests.storage".into(), storage.clone());
+        used.insert("requests.storage".into(), *storage);
     }
     let class = meta::str_at(claim, &["spec", "storageClassName"]);
     if !class.is_empty() {
@@ -95,9 +88,9 @@ fn claim_usage(claim: &Value, used: &mut Usage) {
 pub fn in_scope(quota: &Value, kind: &Kind, object: &Value) -> bool {
     let scopes = meta::list_at(quota, &["spec", "scopes"]).iter().filter_map(Value::as_str);
     let plain = scopes.map(|scope| (scope, "Exists", &[][..]));
-    let selected = meta::list_at(quota, &["spec", "scopeSelector", "matchExpressions"]).iter().map(|e| {
-        (meta::str_at(e, &["scopeName"]), meta::str_at(e, &["operator"]), meta::list_at(e, &["values"]))
-    });
+    let selected = meta::list_at(quota, &["spec", "scopeSelector", "matchExpressions"])
+        .iter()
+        .map(|e| (meta::str_at(e, &["scopeName"]), meta::str_at(e, &["operator"]), meta::list_at(e, &["values"])));
     let is_pod = kind.is("", "Pod");
     plain.chain(selected).all(|(scope, operator, values)| is_pod && pod_in_scope(object, scope, operator, values))
 }
@@ -143,7 +136,8 @@ fn amounts(quota: &Value, path: &[&str]) -> Usage {
 }
 
 fn shown(amounts: &Usage, names: &[&String]) -> String {
-    let parts = names.iter().map(|name| format!("{name}={}", amounts.get(*name).map(Quantity::to_string).unwrap_or_default()));
+    let parts =
+        names.iter().map(|name| format!("{name}={}", amounts.get(*name).map(Quantity::to_string).unwrap_or_default()));
     parts.collect::<Vec<_>>().join(",")
 }
 
@@ -178,7 +172,7 @@ pub fn charge(quota: &Value, kind: &Kind, new: &Value, old: Option<&Value>) -> R
     let mut after = used.clone();
     for (name, amount) in &delta {
         if let Some(old) = used.get(name) {
-            after.insert(name.clone(), old.clone() + amount.clone());
+            after.insert(name.clone(), *old + *amount);
         }
     }
     let exceeded: Vec<&String> =
@@ -219,7 +213,10 @@ fn unsaid(hard: &Usage, pod: &Value) -> Vec<String> {
             }
         }
     }
-    missing.iter().map(|(name, of)| format!("{name} for: {}", of.iter().cloned().collect::<Vec<_>>().join(","))).collect()
+    missing
+        .iter()
+        .map(|(name, of)| format!("{name} for: {}", of.iter().cloned().collect::<Vec<_>>().join(",")))
+        .collect()
 }
 
 #[cfg(test)]

@@ -113,9 +113,14 @@ fn core() -> Vec<Kind> {
     let kind = |name| row("", "v1", name);
     vec![
         Kind { storage_version_hash: String::new(), verbs: list("create"), ..kind("Binding") },
-        Kind { storage_version_hash: String::new(), verbs: list("get,list"), ..kind("ComponentStatus") }
-            .cluster()
-            .short("cs"),
+        Kind {
+            plural: "componentstatuses".into(),
+            storage_version_hash: String::new(),
+            verbs: list("get,list"),
+            ..kind("ComponentStatus")
+        }
+        .cluster()
+        .short("cs"),
         kind("ConfigMap").short("cm"),
         kind("Endpoints").short("ep"),
         kind("Event").short("ev"),
@@ -188,7 +193,11 @@ fn cluster_and_network() -> Vec<Kind> {
     let network = |name| row("networking.k8s.io", "v1", name);
     let storage = |name| row("storage.k8s.io", "v1", name);
     vec![
-        row("certificates.k8s.io", "v1", "CertificateSigningRequest").cluster().short("csr").status().sub("approval", RW),
+        row("certificates.k8s.io", "v1", "CertificateSigningRequest")
+            .cluster()
+            .short("csr")
+            .status()
+            .sub("approval", RW),
         network("IngressClass").cluster(),
         network("Ingress").short("ing").status(),
         network("NetworkPolicy").short("netpol"),

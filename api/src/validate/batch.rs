@@ -1,6 +1,8 @@
 //! Jobs and what starts them by the clock.
 
-use super::check::{Errors, Path, flag, immutable, int, invalid_all, list, non_negative, required, shown, some, sorted, text};
+use super::check::{
+    Errors, Path, flag, immutable, int, invalid_all, list, non_negative, required, shown, some, sorted, text,
+};
 use super::error::FieldError;
 use super::pod;
 use super::selectors::label_selector;
@@ -296,9 +298,7 @@ fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
         if n >= completions { Err(format!("too large index: {part:?}")) } else { Ok(n) }
     };
     let rising = |before: Option<i64>, now: i64| match before {
-        Some(before) if before >= now => {
-            Err(format!("non-increasing order, previous: {before}, current: {now}"))
-        }
+        Some(before) if before >= now => Err(format!("non-increasing order, previous: {before}, current: {now}")),
         _ => Ok(()),
     };
     for interval in text.split(',').filter(|_| !text.is_empty()) {
@@ -442,9 +442,8 @@ fn cron_part(part: &str, low: i64, high: i64, words: &[&str]) -> Result<(), Stri
         if let Some(at) = words.iter().position(|w| w.eq_ignore_ascii_case(text)) {
             return Ok(at as i64 + low);
         }
-        text.parse().map_err(|_| {
-            format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax")
-        })
+        text.parse()
+            .map_err(|_| format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"))
     };
     let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
     let (first, last) = match range {
@@ -496,7 +495,9 @@ mod tests {
 
     #[test]
     fn indexes() {
-        for (text, expect) in [("0,2-4", Ok(4)), ("", Ok(0)), ("3,1", Err("non-increasing order, previous: 3, current: 1"))] {
+        for (text, expect) in
+            [("0,2-4", Ok(4)), ("", Ok(0)), ("3,1", Err("non-increasing order, previous: 3, current: 1"))]
+        {
             assert_eq!(count_indexes(text, 5), expect.map_err(String::from), "{text}");
         }
     }

@@ -152,11 +152,8 @@ pub(super) fn ingress(errs: &mut Errors, obj: &Value, is_new: bool) {
 }
 
 fn host_name(errs: &mut Errors, host: &str, path: &Path) {
-    let problems = if host.contains('*') {
-        names::wildcard_dns1123_subdomain(host)
-    } else {
-        names::dns1123_subdomain(host)
-    };
+    let problems =
+        if host.contains('*') { names::wildcard_dns1123_subdomain(host) } else { names::dns1123_subdomain(host) };
     invalid_all(errs, path, host, problems);
 }
 

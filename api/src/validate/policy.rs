@@ -246,8 +246,7 @@ fn limit_amounts(errs: &mut Errors, limit: &Value, path: &Path) {
             if let (Some(value), Some(lesser), Some(greater)) = (value, lesser, greater)
                 && lesser > greater
             {
-                let detail =
-                    format!("{lesser_name} value {lesser} is greater than {greater_name} value {greater}");
+                let detail = format!("{lesser_name} value {lesser} is greater than {greater_name} value {greater}");
                 errs.push(FieldError::invalid(path.child(field).key(name), value.to_string(), detail));
             }
         }

@@ -4,9 +4,9 @@ use crate::call::Call;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use skiff_api::Kind;
+use skiff_api::apply;
 use skiff_api::meta;
 use skiff_api::schema::TypeDef;
-use skiff_api::apply;
 
 /// The characters of generated suffixes: no vowels, so that no words come out.
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";

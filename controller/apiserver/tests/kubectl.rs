@@ -53,7 +53,8 @@ fn binaries() -> Vec<Binary> {
         paths.extend(found);
         for folder in folders {
             for minor in 20..60 {
-                paths.extend([format!("kubectl.1.{minor}"), format!("kubectl-1.{minor}")].map(|name| folder.join(name)));
+                paths
+                    .extend([format!("kubectl.1.{minor}"), format!("kubectl-1.{minor}")].map(|name| folder.join(name)));
             }
         }
         paths.retain(|p| p.is_file());

@@ -7,6 +7,7 @@ use crate::Controller;
 use crate::action::{Action, Context, Plan, value};
 use crate::owned::owner_reference;
 use crate::pods;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort as LegacyPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
 };
@@ -14,7 +15,6 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use skiff_api::view::{Change, Key, Resource, View};
-use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -87,7 +87,11 @@ mod tests {
             view.apply(&resource, &Key::new("d", name), Some(object.to_string().as_bytes())).unwrap();
         };
         let meta = |name: &str| json!({"name": name, "namespace": "d", "uid": name});
-        put("resourcequotas", "q", json!({"metadata": meta("q"), "spec": {"hard": {"pods": "3", "secrets": "1", "requests.cpu": "2"}}}));
+        put(
+            "resourcequotas",
+            "q",
+            json!({"metadata": meta("q"), "spec": {"hard": {"pods": "3", "secrets": "1", "requests.cpu": "2"}}}),
+        );
         put("secrets", "s", json!({"metadata": meta("s")}));
         let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "250m"}}}]});
         put("pods", "p", json!({"metadata": meta("p"), "spec": spec}));

@@ -17,8 +17,8 @@ use crate::kinds::Kind;
 use crate::meta::{self, names};
 use serde_json::Value;
 
-pub(super) use scheduling::tolerations;
 pub(super) use parts::{ephemeral_containers, resize};
+pub(super) use scheduling::tolerations;
 pub(super) use update::{status_update, update};
 pub(super) use volumes::plain_source;
 

@@ -65,7 +65,9 @@ pub async fn default_priority(state: &State) -> Result<Option<Value>, Status> {
 /// Only one priority class may be the default.
 pub async fn one_default_priority(admission: &Admission<'_>, object: &Value) -> Result<(), Status> {
     let deletes = admission.operation == Operation::Delete;
-    if deletes || !admission.call.kind.is("scheduling.k8s.io", "PriorityClass") || !meta::bool_at(object, &["globalDefault"])
+    if deletes
+        || !admission.call.kind.is("scheduling.k8s.io", "PriorityClass")
+        || !meta::bool_at(object, &["globalDefault"])
     {
         return Ok(());
     }

@@ -77,9 +77,11 @@ pub fn v3(asked: &Asked<'_>, path: &str) -> Result<Response, Status> {
 /// Version 2, as JSON or in protobuf, whichever the client names first.
 pub fn v2(asked: &Asked<'_>) -> Result<Response, Status> {
     let named = |media: &str| openapi_proto::ASKED.contains(&media);
-    let first = asked.accept().split(',').map(|range| crate::http::media::essence(range)).find(|media| {
-        named(media) || matches!(*media, "application/json" | "application/*" | "*/*")
-    });
+    let first = asked
+        .accept()
+        .split(',')
+        .map(crate::http::media::essence)
+        .find(|media| named(media) || matches!(*media, "application/json" | "application/*" | "*/*"));
     let proto = match first {
         Some(media) => named(media),
         None if asked.accept().is_empty() => false,

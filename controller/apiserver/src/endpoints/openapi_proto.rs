@@ -21,7 +21,9 @@ pub fn encode(document: &Value) -> Vec<u8> {
         info.text(2, &document["info"]["version"]);
     });
     out.message(8, |paths| each(&document["paths"], |name, item| paths.named(2, name, |m| path_item(m, item))));
-    out.message(9, |all| each(&document["definitions"], |name, schema| all.named(1, name, |m| self::schema(m, schema))));
+    out.message(9, |all| {
+        each(&document["definitions"], |name, schema| all.named(1, name, |m| self::schema(m, schema)))
+    });
     out.0
 }
 

@@ -51,9 +51,13 @@ mod tests {
         let bytes = Stored::encode(&core, "Event", "v1");
         let new = kinds::by_kind("events.k8s.io", "v1", "Event").expect("a kind");
         let read = as_kind(Stored { bytes: bytes.clone(), revision: 7 }, &new).decode();
-        assert_eq!((&read["regarding"]["name"], &read["note"], &read["deprecatedCount"]), (&json!("x"), &json!("m"), &json!(2)));
+        assert_eq!(
+            (&read["regarding"]["name"], &read["note"], &read["deprecatedCount"]),
+            (&json!("x"), &json!("m"), &json!(2))
+        );
         assert_eq!(read["apiVersion"], "events.k8s.io/v1");
-        let same = as_kind(Stored { bytes: bytes.clone(), revision: 7 }, &kinds::by_kind("", "v1", "Event").expect("a kind"));
+        let same =
+            as_kind(Stored { bytes: bytes.clone(), revision: 7 }, &kinds::by_kind("", "v1", "Event").expect("a kind"));
         assert_eq!(same.bytes, bytes);
     }
 }
