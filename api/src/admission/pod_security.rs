@@ -491,7 +491,7 @@ fn restricted_volumes(pod: &Pod) -> Option<Violation> {
     for volume in meta::list_at(pod.spec, &["volumes"]) {
         let source = volume.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|key| *key != "name");
         let source = source.unwrap_or("unknown");
-        if !ALLOWED.contains(&source) && !(source == "image" && pod.minor >= 36) {
+        if !(ALLOWED.contains(&source) || source == "image" && pod.minor >= 36) {
             names.push(meta::str_at(volume, &["name"]).to_string());
             note(&mut types, source);
         }

@@ -46,7 +46,7 @@ pub fn usage(kind: &Kind, object: &Value) -> Usage {
 fn pod_usage(pod: &Value, used: &mut Usage) {
     for (name, amount) in pod_total(pod, "requests") {
         if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
-            used.insert(name.clone(), amount.clone());
+            used.insert(name.clone(), amount);
         }
         used.insert(format!("requests.{name}"), amount);
     }
@@ -72,7 +72,7 @@ fn service_usage(service: &Value, used: &mut Usage) {
 fn claim_usage(claim: &Value, used: &mut Usage) {
     let storage = meta::at(claim, &["spec", "resources", "requests", "storage"]).and_then(Quantity::from_value);
     if let Some(storage) = &storage {
-        used.insert("requests.storage".into(), storage.clone());
+        used.insert("requests.storage".into(), *storage);
     }
     let class = meta::str_at(claim, &["spec", "storageClassName"]);
     if !class.is_empty() {
@@ -172,7 +172,7 @@ pub fn charge(quota: &Value, kind: &Kind, new: &Value, old: Option<&Value>) -> R
     let mut after = used.clone();
     for (name, amount) in &delta {
         if let Some(old) = used.get(name) {
-            after.insert(name.clone(), old.clone() + amount.clone());
+            after.insert(name.clone(), *old + *amount);
         }
     }
     let exceeded: Vec<&String> =

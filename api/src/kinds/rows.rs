@@ -113,9 +113,14 @@ fn core() -> Vec<Kind> {
     let kind = |name| row("", "v1", name);
     vec![
         Kind { storage_version_hash: String::new(), verbs: list("create"), ..kind("Binding") },
-        Kind { storage_version_hash: String::new(), verbs: list("get,list"), ..kind("ComponentStatus") }
-            .cluster()
-            .short("cs"),
+        Kind {
+            plural: "componentstatuses".into(),
+            storage_version_hash: String::new(),
+            verbs: list("get,list"),
+            ..kind("ComponentStatus")
+        }
+        .cluster()
+        .short("cs"),
         kind("ConfigMap").short("cm"),
         kind("Endpoints").short("ep"),
         kind("Event").short("ev"),

@@ -91,7 +91,6 @@ pub fn prepare_for_status_update(kind: &Kind, new: &mut Value, old: &Value) {
             keep_metadata(new, old, &["ownerReferences"]);
             let class = meta::at(old, &["status", "qosClass"]).cloned();
             set_member(new, "status", "qosClass", class);
-            pod::pair_addresses(new);
         }
         _ => {}
     }

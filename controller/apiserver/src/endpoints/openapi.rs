@@ -80,7 +80,7 @@ pub fn v2(asked: &Asked<'_>) -> Result<Response, Status> {
     let first = asked
         .accept()
         .split(',')
-        .map(|range| crate::http::media::essence(range))
+        .map(crate::http::media::essence)
         .find(|media| named(media) || matches!(*media, "application/json" | "application/*" | "*/*"));
     let proto = match first {
         Some(media) => named(media),

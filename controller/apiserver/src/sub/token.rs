@@ -10,11 +10,11 @@ use crate::verbs::options;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::apply::Operation;
-use skiff_api::kinds;
 use skiff_api::meta;
 use skiff_api::schema::Schema;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
+use skiff_api::{defaults, kinds};
 
 const DEFAULT_SECONDS: i64 = 3600;
 const MIN_SECONDS: i64 = 600;
@@ -33,6 +33,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
         ..Default::default()
     };
     let mut sent = decode::object_of(call, &kind)?;
+    defaults::apply_defaults(&kind, &mut sent);
     if let Some(schema) = Schema::for_kind(&kind) {
         let manager = call.manager();
         rules::track(&kind, schema, None, &mut sent, &manager, Operation::Update, "token", Timestamp::now());
