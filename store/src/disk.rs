@@ -14,6 +14,8 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>>;
+    /// Bytes in the file.
+    fn size(&self, name: &str) -> io::Result<u64>;
     /// Appends; makes the file if it is not there (and then syncs the folder, so that the name is safe too).
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()>;
     /// Data of the file to the medium. An error is final: nobody knows what was written, so it is never tried again.
@@ -77,6 +79,9 @@ impl Disk for RealDisk {
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::BufReader::with_capacity(256 << 10, File::open(self.dir.join(name))?)))
     }
+    fn size(&self, name: &str) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.dir.join(name))?.len())
+    }
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
         (&*self.file(name)?).write_all(data)
     }
@@ -124,6 +129,9 @@ impl Disk for MemoryDisk {
     }
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::Cursor::new(self.read(name)?)))
+    }
+    fn size(&self, name: &str) -> io::Result<u64> {
+        self.with(|files| files.get(name).map(|f| f.len() as u64)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
         self.with(|files| files.entry(name.to_owned()).or_default().extend_from_slice(data));

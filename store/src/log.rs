@@ -55,6 +55,15 @@ pub struct Log {
 impl Log {
     /// Reads every segment and cuts off a torn tail.
     pub fn open(disk: Arc<dyn Disk>) -> Result<(Log, Recovered), LogError> {
+        Log::read(disk, true)
+    }
+
+    /// Reads every segment and changes nothing.
+    pub fn look(disk: Arc<dyn Disk>) -> Result<Recovered, LogError> {
+        Log::read(disk, false).map(|(_, found)| found)
+    }
+
+    fn read(disk: Arc<dyn Disk>, cut: bool) -> Result<(Log, Recovered), LogError> {
         let io_error = |file: &str| {
             let file = file.to_owned();
             move |source| LogError::Io { file, source }
@@ -79,7 +88,9 @@ impl Log {
                     }
                     Next::Bad if i + 1 == names.len() && record::is_torn_tail(&data, at) => {
                         found.torn_bytes = data.len() - at;
-                        disk.truncate(name, at as u64).map_err(io_error(name))?;
+                        if cut {
+                            disk.truncate(name, at as u64).map_err(io_error(name))?;
+                        }
                         segment.bytes = at;
                         break;
                     }
@@ -146,10 +157,10 @@ impl Log {
 }
 
 fn push(buffer: &mut Vec<u8>, kind: u8, message: &impl prost::Message) {
-    let mut payload = Vec::with_capacity(message.encoded_len() + 1);
-    payload.push(kind);
-    payload.extend_from_slice(&message.encode_to_vec());
-    record::push(buffer, &payload);
+    record::push_with(buffer, |buffer| {
+        buffer.push(kind);
+        message.encode_raw(buffer);
+    });
 }
 
 impl Recovered {

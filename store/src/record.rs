@@ -15,6 +15,17 @@ pub fn push(buffer: &mut Vec<u8>, payload: &[u8]) {
     buffer.extend_from_slice(payload);
 }
 
+/// Appends a record whose payload is written in place.
+pub fn push_with(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; HEADER]);
+    write(buffer);
+    let payload = &buffer[start + HEADER..];
+    let (len, sum) = (payload.len() as u32, crc32fast::hash(payload));
+    buffer[start..start + 4].copy_from_slice(&len.to_le_bytes());
+    buffer[start + 4..start + HEADER].copy_from_slice(&sum.to_le_bytes());
+}
+
 /// What stands at an offset.
 #[derive(Debug, PartialEq)]
 pub enum Next<'a> {
