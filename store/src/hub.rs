@@ -177,11 +177,6 @@ impl Watcher {
         None
     }
 
-    /// Everything up to here has been handed out by this watch.
-    pub fn delivered(&self) -> Revision {
-        self.delivered
-    }
-
     async fn receive(&mut self) -> Result<WatchBatch, WatchError> {
         loop {
             match self.incoming.recv().await {
@@ -202,7 +197,8 @@ impl Watcher {
     /// How far this watch has come, if nothing is waiting: a revision is published only after its events are queued.
     pub fn progress(&mut self) -> WatchBatch {
         let revision = self.published.borrow().1;
-        if self.backlog.is_empty() && self.incoming.is_empty() {
+        // Who lagged is marked before what it missed is published.
+        if self.backlog.is_empty() && self.incoming.is_empty() && !self.lagged.load(Ordering::Acquire) {
             self.delivered = self.delivered.max(revision);
         }
         WatchBatch { revision: self.delivered, events: Vec::new() }

@@ -45,3 +45,8 @@ pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, res
 pub use store::Store;
 pub use transport::PeerTls;
 pub use types::*;
+
+/// An id for a new member.
+pub fn new_id() -> MemberId {
+    rand::random_range(1..MemberId::MAX)
+}
