@@ -208,6 +208,11 @@ pub fn read_identity(disk: &dyn Disk) -> anyhow::Result<(u64, MemberId)> {
             "this data directory was written by a newer version of Skiff (format {format}, this version knows {COMMAND_FORMAT}); use that version, or another directory"
         );
     }
+    if format < 2 {
+        bail!(
+            "this data directory was written by a development version of Skiff whose log cannot be read any more; begin with an empty one"
+        );
+    }
     let mut number = || words.next().and_then(|w| u64::from_str_radix(w, 16).ok());
     match (number(), number()) {
         (Some(cluster_id), Some(id)) => Ok((cluster_id, id)),

@@ -42,13 +42,21 @@ pub fn newest(disk: &dyn Disk) -> io::Result<Option<String>> {
     Ok(disk.list()?.into_iter().filter(|n| n.starts_with(PREFIX)).max())
 }
 
-/// Removes all snapshots but the newest, and what an interrupted writer left.
+/// Removes all snapshots but the newest.
 pub fn tidy(disk: &dyn Disk) -> io::Result<()> {
     let newest = newest(disk)?;
     for name in disk.list()? {
-        if (name.starts_with(PREFIX) && Some(&name) != newest.as_ref()) || name.starts_with("tmp-") {
+        if name.starts_with(PREFIX) && Some(&name) != newest.as_ref() {
             disk.remove(&name)?;
         }
+    }
+    Ok(())
+}
+
+/// Removes what interrupted writers left. Only before anything else is begun: files that are being written have such names, too.
+pub fn sweep_unfinished(disk: &dyn Disk) -> io::Result<()> {
+    for name in disk.list()?.into_iter().filter(|name| name.starts_with("tmp-")) {
+        disk.remove(&name)?;
     }
     Ok(())
 }

@@ -79,6 +79,7 @@ impl Store {
             ),
             None => Arc::new(MemoryDisk::default()),
         };
+        snapshot::sweep_unfinished(&*disk)?;
         let data = Data::open(&*disk, &config).await?;
         let seeds: HashMap<_, _> = data.seeds.iter().map(|m| (m.id, m.peer_addr.clone())).collect();
         let (log, found) = Log::open(disk.clone()).context("opening the store's log")?;
