@@ -14,13 +14,13 @@ pub const TESTS: &[Test] = &[
 
 /// Three members of a new group.
 async fn together(dir: &Dir) -> anyhow::Result<Vec<Member>> {
-    let names = ["one", "two", "three"];
-    let listeners: Vec<_> = names.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    let listeners: Vec<_> = NAMES.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     let mut initial = Vec::new();
-    for (name, listener) in names.iter().zip(&listeners) {
+    for (name, listener) in NAMES.iter().zip(&listeners) {
         initial.push(Peer { name: (*name).to_owned(), addr: listener.local_addr()?.to_string() });
     }
-    let starts = names.iter().zip(listeners).map(|(name, listener)| {
+    let starts = NAMES.iter().zip(listeners).map(|(name, listener)| {
         let begin = Begin { initial: initial.clone(), listener: Some(listener), ..Default::default() };
         let dir = dir.sub(name);
         tokio::spawn(async move { Member::start(&dir, name, begin).await })
