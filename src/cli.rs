@@ -1,6 +1,6 @@
 //! The commands and how each is run.
 
-use crate::commands::{bench, demo, kube, run, up};
+use crate::commands::{bench, demo, kube, run, store, up};
 use crate::workload::{load, web};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ enum Command {
     Status(up::StatusArgs),
     Server(run::ServerArgs),
     Agent(run::AgentArgs),
+    Store(store::StoreArgs),
     /// The local cluster's first process
     #[command(hide = true)]
     LocalSupervisor {
@@ -53,6 +54,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         }
         // Before any thread exists: it makes namespaces for itself.
         Command::LocalSupervisor { spec } => skiff_local::supervisor_main(&spec)?,
+        Command::Store(args) => return store::run(args),
         Command::Demo(args) => return block_on(2, demo::run(args)),
         Command::Bench(args) => return block_on(2, bench::run(args)),
         Command::Up(args) => return block_on(1, up::up(args)),
@@ -79,7 +81,8 @@ pub fn block_on<T>(threads: usize, work: impl Future<Output = anyhow::Result<T>>
     result
 }
 
-fn log_to_stderr() {
+/// Messages of a process that serves go to stderr; `SKIFF_LOG` chooses which.
+pub fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod kube;
 pub mod run;
+pub mod store;
 pub mod up;
 
 use std::path::PathBuf;

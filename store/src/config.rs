@@ -12,7 +12,6 @@ use anyhow::{Context as _, bail};
 use raft::eraftpb::ConfState;
 use rand::RngExt as _;
 use std::path::PathBuf;
-use std::sync::RwLock;
 
 /// The file that says whose data this is.
 const IDENTITY: &str = "identity";
@@ -34,21 +33,39 @@ pub struct Config {
     pub tls: Option<PeerTls>,
     /// Peer addresses of a running group to join; empty begins a new group (when there is no data yet).
     pub join: Vec<String>,
+    /// A new group that begins with several members at once: all of them, this one too, and each is told the same. Empty: alone.
+    pub initial: Vec<Peer>,
+    /// Tells new groups apart that begin with the same addresses.
+    pub initial_token: String,
+    /// Joins without a vote, until it is promoted.
+    pub learner: bool,
     pub limits: Limits,
 }
 
-/// When history is dropped.
+/// A member of a group that is about to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: String,
+    /// `host:port`.
+    pub addr: String,
+}
+
+/// When history is dropped, and how large the store may grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Revisions of history kept at least.
     pub history_revisions: usize,
-    /// Bytes of all versions together, above which history is dropped sooner.
+    /// Bytes that only history holds, above which it is dropped sooner.
     pub history_bytes: usize,
+    /// History older than this is dropped, whatever there is of it; None keeps it.
+    pub history_age: Option<std::time::Duration>,
+    /// Bytes of all versions together, above which only deletes and compaction are accepted; 0 for no limit.
+    pub quota_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { history_revisions: 5_000, history_bytes: 64 << 20 }
+        Limits { history_revisions: 5_000, history_bytes: 64 << 20, history_age: None, quota_bytes: 2 << 30 }
     }
 }
 
@@ -80,6 +97,15 @@ impl Data {
             member.id = id;
             return Ok(Data { cluster_id, member, seeds: Vec::new() });
         }
+        if !config.initial.is_empty() {
+            let group = Group::new(&config.initial, &config.initial_token);
+            member.id = group.find(&config.peer_addr)?;
+            let mut machine = Machine::new();
+            group.begin(&mut machine);
+            snapshot::write_whole(disk, machine, group.cluster_id).context("writing the first snapshot")?;
+            write_identity(disk, group.cluster_id, member.id)?;
+            return Ok(Data { cluster_id: group.cluster_id, member, seeds: Vec::new() });
+        }
         member.id = rand::rng().random_range(1..u64::MAX);
         if config.join.is_empty() {
             let cluster_id = rand::rng().random_range(1..u64::MAX);
@@ -87,8 +113,9 @@ impl Data {
             write_identity(disk, cluster_id, member.id)?;
             return Ok(Data { cluster_id, member, seeds: Vec::new() });
         }
-        member.learner = true;
-        let (cluster_id, seeds) = transport::join(&config.join, config.tls.as_ref(), &member).await?;
+        member.learner = config.learner;
+        let (cluster_id, seeds, id) = transport::join(&config.join, config.tls.as_ref(), &member).await?;
+        member.id = id;
         write_identity(disk, cluster_id, member.id)?;
         Ok(Data { cluster_id, member, seeds })
     }
@@ -100,11 +127,63 @@ fn found(disk: &dyn Disk, cluster_id: u64, member: &Member) -> anyhow::Result<()
     (machine.index, machine.term) = (1, 1);
     machine.conf_state = ConfState { voters: vec![member.id], ..Default::default() };
     machine.members.insert(member.id, member.clone());
-    snapshot::write(disk, &RwLock::new(machine), cluster_id).context("writing the first snapshot")?;
+    snapshot::write_whole(disk, machine, cluster_id).context("writing the first snapshot")?;
     Ok(())
 }
 
-fn write_identity(disk: &dyn Disk, cluster_id: u64, id: MemberId) -> anyhow::Result<()> {
+/// A group that begins with several members, none of which has heard of the others yet: ids come from the addresses, so that
+/// all compute the same.
+pub struct Group {
+    pub cluster_id: u64,
+    members: Vec<Member>,
+}
+
+impl Group {
+    pub fn new(peers: &[Peer], token: &str) -> Self {
+        let mut addrs: Vec<_> = peers.iter().map(|p| p.addr.as_str()).collect();
+        addrs.sort_unstable();
+        let members = peers.iter().map(|p| Member {
+            id: digest(&[token, "member", &p.addr]),
+            name: p.name.clone(),
+            peer_addr: p.addr.clone(),
+            client_addr: String::new(),
+            learner: false,
+        });
+        Group { cluster_id: digest(&[token, "cluster", &addrs.join(",")]), members: members.collect() }
+    }
+
+    /// The id of the member at this address.
+    pub fn find(&self, addr: &str) -> anyhow::Result<MemberId> {
+        let found = self.members.iter().find(|m| m.peer_addr == addr).map(|m| m.id);
+        found.with_context(|| {
+            let known: Vec<_> = self.members.iter().map(|m| m.peer_addr.as_str()).collect();
+            format!("this member's peer address {addr} is not in the initial cluster ({})", known.join(", "))
+        })
+    }
+
+    /// Makes these the machine's members, as if a first entry had said so.
+    pub fn begin(&self, machine: &mut Machine) {
+        (machine.index, machine.term) = (1, 1);
+        machine.conf_state = ConfState { voters: self.members.iter().map(|m| m.id).collect(), ..Default::default() };
+        machine.members = self.members.iter().map(|m| (m.id, m.clone())).collect();
+    }
+}
+
+/// A number that is never 0, the same wherever it is computed.
+fn digest(parts: &[&str]) -> u64 {
+    use sha2::Digest as _;
+    let mut hasher = sha2::Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let sum = hasher.finalize();
+    let mut number = [0; 8];
+    number.copy_from_slice(&sum[..8]);
+    (u64::from_be_bytes(number) >> 1).max(1)
+}
+
+pub fn write_identity(disk: &dyn Disk, cluster_id: u64, id: MemberId) -> anyhow::Result<()> {
     let mut file = Vec::new();
     record::push(&mut file, format!("{COMMAND_FORMAT} {cluster_id:x} {id:x}").as_bytes());
     let unfinished = "tmp-identity";
@@ -114,7 +193,7 @@ fn write_identity(disk: &dyn Disk, cluster_id: u64, id: MemberId) -> anyhow::Res
     disk.rename(unfinished, IDENTITY).context("writing this member's identity")
 }
 
-fn read_identity(disk: &dyn Disk) -> anyhow::Result<(u64, MemberId)> {
+pub fn read_identity(disk: &dyn Disk) -> anyhow::Result<(u64, MemberId)> {
     let data = disk.read(IDENTITY).context("reading this member's identity")?;
     let record::Next::Record(text, _) = record::next(&data, 0) else {
         bail!(
@@ -127,6 +206,11 @@ fn read_identity(disk: &dyn Disk) -> anyhow::Result<(u64, MemberId)> {
     if format > COMMAND_FORMAT {
         bail!(
             "this data directory was written by a newer version of Skiff (format {format}, this version knows {COMMAND_FORMAT}); use that version, or another directory"
+        );
+    }
+    if format < 2 {
+        bail!(
+            "this data directory was written by a development version of Skiff whose log cannot be read any more; begin with an empty one"
         );
     }
     let mut number = || words.next().and_then(|w| u64::from_str_radix(w, 16).ok());

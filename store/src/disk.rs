@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -14,8 +15,15 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>>;
+    /// Bytes in the file.
+    fn size(&self, name: &str) -> io::Result<u64>;
     /// Appends; makes the file if it is not there (and then syncs the folder, so that the name is safe too).
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()>;
+    /// Makes a file of this many zeros, safe on the medium when this returns: writes into it change no metadata, so syncing them
+    /// waits for no journal.
+    fn make_zeroed(&self, name: &str, len: usize) -> io::Result<()>;
+    /// Writes over what is there; the file grows if need be.
+    fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Data of the file to the medium. An error is final: nobody knows what was written, so it is never tried again.
     fn sync(&self, name: &str) -> io::Result<()>;
     fn truncate(&self, name: &str, len: u64) -> io::Result<()>;
@@ -26,14 +34,16 @@ pub trait Disk: Send + Sync + 'static {
 /// Files in a directory.
 pub struct RealDisk {
     dir: PathBuf,
+    /// Open to be appended to, and to be written over.
     open: Mutex<HashMap<String, Arc<File>>>,
+    writable: Mutex<HashMap<String, Arc<File>>>,
 }
 
 impl RealDisk {
     /// Uses `dir`, which is made if it is not there.
     pub fn new(dir: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
-        Ok(RealDisk { dir, open: Mutex::default() })
+        Ok(RealDisk { dir, open: Mutex::default(), writable: Mutex::default() })
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -57,6 +67,7 @@ impl RealDisk {
 
     fn forget(&self, name: &str) {
         self.open.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
+        self.writable.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
     }
 }
 
@@ -77,11 +88,45 @@ impl Disk for RealDisk {
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::BufReader::with_capacity(256 << 10, File::open(self.dir.join(name))?)))
     }
+    fn size(&self, name: &str) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.dir.join(name))?.len())
+    }
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
         (&*self.file(name)?).write_all(data)
     }
+    fn make_zeroed(&self, name: &str, len: usize) -> io::Result<()> {
+        self.remove(name)?;
+        let file = File::create(self.dir.join(name))?;
+        let zeros = vec![0; (1 << 20).min(len)];
+        let mut left = len;
+        while left > 0 {
+            let part = left.min(zeros.len());
+            (&file).write_all(&zeros[..part])?;
+            left -= part;
+        }
+        file.sync_all()?;
+        self.sync_dir()
+    }
+    fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
+        let file = {
+            let mut writable = self.writable.lock().unwrap_or_else(|e| e.into_inner());
+            match writable.get(name) {
+                Some(file) => file.clone(),
+                None => {
+                    let file = Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
+                    writable.insert(name.to_owned(), file.clone());
+                    file
+                }
+            }
+        };
+        file.write_all_at(data, offset)
+    }
     fn sync(&self, name: &str) -> io::Result<()> {
-        self.file(name)?.sync_data()
+        let writable = self.writable.lock().unwrap_or_else(|e| e.into_inner()).get(name).cloned();
+        match writable {
+            Some(file) => file.sync_data(),
+            None => self.file(name)?.sync_data(),
+        }
     }
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
@@ -125,8 +170,26 @@ impl Disk for MemoryDisk {
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::Cursor::new(self.read(name)?)))
     }
+    fn size(&self, name: &str) -> io::Result<u64> {
+        self.with(|files| files.get(name).map(|f| f.len() as u64)).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
         self.with(|files| files.entry(name.to_owned()).or_default().extend_from_slice(data));
+        Ok(())
+    }
+    fn make_zeroed(&self, name: &str, len: usize) -> io::Result<()> {
+        self.with(|files| files.insert(name.to_owned(), vec![0; len]));
+        Ok(())
+    }
+    fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.with(|files| {
+            let file = files.entry(name.to_owned()).or_default();
+            let (from, to) = (offset as usize, offset as usize + data.len());
+            if file.len() < to {
+                file.resize(to, 0);
+            }
+            file[from..to].copy_from_slice(data);
+        });
         Ok(())
     }
     fn sync(&self, _: &str) -> io::Result<()> {

@@ -7,30 +7,41 @@
 //! ```
 //!
 //! The disk is in nobody's way: heartbeats are answered while a sync runs, and the entries that arrive meanwhile form the next
-//! batch by themselves. A thread that meets an error it cannot continue after stops the replica; the process goes on without it.
+//! batch by themselves. A member without others has nobody to answer: it writes and applies on the raft thread, which saves four
+//! changes of thread a write. A thread that meets an error it cannot continue after stops the replica; the process goes
+//! on without it.
 
+use crate::apply::{Applier, ToApply, apply_thread};
+use crate::clock::Clock;
+use crate::command::Proposal;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::lessor::Lessor;
 use crate::log::Log;
-use crate::machine::{Machine, Outcome};
-use crate::replica::{Committed, Input, Output, Persist, Replica};
+use crate::machine::Machine;
+use crate::pending::Pending;
+use crate::replica::{Authority, Input, Output, Persist, Replica};
 use crate::snapshot;
 use crate::types::*;
-use raft::eraftpb::{ConfState, Message};
-use skiff_proto::store as pb;
+use raft::eraftpb::Message;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Inputs taken in before their output is looked at: the more wait, the better they share a write.
 const INPUTS_A_ROUND: usize = 2048;
-/// A snapshot is taken after this many entries, or this many bytes of them.
-const SNAPSHOT_ENTRIES: u64 = 20_000;
-const SNAPSHOT_BYTES: usize = 32 << 20;
+/// How often a leader asks the others for a new lease, and how long it lasts from the asking. Whoever answers votes for nobody for
+/// 18 ticks of 25 ms at least (20, less one that was nearly over and one that a late thread made up for).
+const LEASE_EVERY: Duration = Duration::from_millis(100);
+const LEASE: Duration = Duration::from_millis(350);
+/// Numbers of reads that are the driver's own, for its lease.
+const LEASE_READ: u64 = 1 << 63;
+/// The lease of a member that has nobody to lose its office to.
+const FOREVER: u64 = u64::MAX;
 
 /// Where messages to other members go. Never blocks; a message that cannot go is dropped (Raft sends it again).
 pub trait Outbox: Send + Sync + 'static {
@@ -40,6 +51,7 @@ pub trait Outbox: Send + Sync + 'static {
 /// What goes into the raft thread.
 pub enum Wake {
     Input(Input),
+    Propose(Arc<Proposal>),
     Progress(oneshot::Sender<Vec<(MemberId, u64, bool)>>),
     Stop,
 }
@@ -51,16 +63,28 @@ pub struct Shared {
     pub machine: RwLock<Machine>,
     pub hub: Hub,
     pub disk: Arc<dyn Disk>,
+    pub clock: Arc<dyn Clock>,
     pub inbox: Sender<Wake>,
     pub leadership: watch::Sender<Leadership>,
     /// (index, revision) applied here.
     pub applied: watch::Sender<(u64, Revision)>,
+    /// The same index, to be looked at without a lock.
+    pub applied_index: AtomicU64,
+    pub committed_index: AtomicU64,
+    /// Until when (by `clock`, in nanoseconds) reads may be answered from the state as it is; 0 = they may not.
+    pub lease_until: AtomicU64,
+    /// The last compaction that has given back its memory.
+    pub swept: watch::Sender<Revision>,
+    pub lessor: Mutex<Lessor>,
+    /// Leases may have become due sooner than was thought.
+    pub lessor_changed: Notify,
     /// Why the replica stopped, once it has.
     pub failure: watch::Sender<Option<String>>,
+    pub failed: AtomicBool,
     /// Commands of this process that wait for their outcome.
-    pub waiters: Mutex<HashMap<u64, oneshot::Sender<Result<TxnResponse, Error>>>>,
-    /// Refused commands: whoever sent them tries again.
-    pub refused: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    pub pending: Mutex<Pending>,
+    /// Something in `pending` has to be sent (again).
+    pub pending_changed: Notify,
     pub reads: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
     pub origin: u64,
     pub counters: Counters,
@@ -68,25 +92,30 @@ pub struct Shared {
 
 #[derive(Default)]
 pub struct Counters {
-    pub proposals: std::sync::atomic::AtomicU64,
-    pub syncs: std::sync::atomic::AtomicU64,
-    pub entries: std::sync::atomic::AtomicU64,
-    pub elections: std::sync::atomic::AtomicU64,
+    pub proposals: AtomicU64,
+    pub syncs: AtomicU64,
+    pub entries: AtomicU64,
+    pub elections: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Shared {
+    /// The state machine, to look at.
+    pub fn look(&self) -> RwLockReadGuard<'_, Machine> {
+        self.machine.read().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// Stops the replica: everyone who waits is told, and the member goes silent, as a dead one would.
     pub fn fail(&self, why: String) {
         tracing::error!(member = format_args!("{:x}", self.id), "the store's replica stopped: {why}");
+        self.failed.store(true, Ordering::Release);
+        self.lease_until.store(0, Ordering::Release);
         self.failure.send_replace(Some(why.clone()));
         let _ = self.inbox.send(Wake::Stop);
-        for (_, waiter) in lock(&self.waiters).drain() {
-            let _ = waiter.send(Err(Error::Failed(why.clone())));
-        }
+        lock(&self.pending).fail_all(&Error::Failed(why));
         lock(&self.reads).clear();
         self.hub.close();
     }
@@ -94,14 +123,15 @@ impl Shared {
     pub fn input(&self, input: Input) {
         let _ = self.inbox.send(Wake::Input(input));
     }
-}
 
-enum ToApply {
-    Committed(Vec<Committed>),
-    /// A snapshot file takes the machine's place.
-    Install(String),
-    /// A snapshot is due, whatever its age.
-    TakeSnapshot,
+    /// Whether this member may answer reads from its state as it is, now.
+    pub fn has_lease(&self) -> bool {
+        match self.lease_until.load(Ordering::Acquire) {
+            0 => false,
+            FOREVER => true,
+            until => self.clock.now_ns() < until,
+        }
+    }
 }
 
 /// Starts the threads. They end after `Wake::Stop`.
@@ -124,12 +154,28 @@ pub fn start(
             Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
         })
     };
-    let s = shared.clone();
-    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&s, log, disk_queue)))?;
-    let s = shared.clone();
-    spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&s, apply_queue)))?;
-    let raft = RaftThread { shared: shared.clone(), replica, outbox, to_disk, to_apply, installing: Vec::new() };
-    spawn("store-raft", shared, Box::new(move || raft.run(inbox, tick)))?;
+    let log = Arc::new(Mutex::new(log));
+    let applier = Arc::new(Mutex::new(Applier::new(shared.clone(), to_apply.clone())));
+    let disk_busy = Arc::new(AtomicUsize::new(0));
+    let apply_busy = applier.lock().unwrap_or_else(|e| e.into_inner()).busy();
+    let (s, l, busy) = (shared.clone(), log.clone(), disk_busy.clone());
+    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&s, &l, &disk_queue, &busy)))?;
+    let a = applier.clone();
+    spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&a, &apply_queue)))?;
+    let raft = RaftThread {
+        shared: shared.clone(),
+        replica,
+        outbox,
+        log,
+        applier,
+        to_disk,
+        to_apply,
+        disk_busy,
+        apply_busy,
+        installing: Vec::new(),
+        lease: LeaseRounds::default(),
+    };
+    spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
     Ok(())
 }
 
@@ -137,10 +183,25 @@ struct RaftThread {
     shared: Arc<Shared>,
     replica: Replica,
     outbox: Arc<dyn Outbox>,
+    log: Arc<Mutex<Log>>,
+    applier: Arc<Mutex<Applier>>,
     to_disk: Sender<ToDisk>,
     to_apply: Sender<ToApply>,
+    /// Work that the other two threads have not done yet. While there is some, this thread does none of it out of turn.
+    disk_busy: Arc<AtomicUsize>,
+    apply_busy: Arc<AtomicUsize>,
     /// Snapshots from the leader that are being written: (batch, file).
     installing: Vec<(u64, String)>,
+    lease: LeaseRounds,
+}
+
+/// The rounds of heartbeats that a leader counts its lease from.
+#[derive(Default)]
+struct LeaseRounds {
+    number: u64,
+    /// (number, term, when it was sent).
+    under_way: Vec<(u64, Term, u64)>,
+    next: Option<Instant>,
 }
 
 enum ToDisk {
@@ -149,7 +210,7 @@ enum ToDisk {
 }
 
 impl RaftThread {
-    fn run(mut self, inbox: Receiver<Wake>, tick: Duration) -> Result<(), String> {
+    fn run(mut self, inbox: &Receiver<Wake>, tick: Duration) -> Result<(), String> {
         let mut next_tick = Instant::now() + tick;
         self.flush()?;
         loop {
@@ -162,8 +223,12 @@ impl RaftThread {
             let mut taken = 0;
             while let Some(now) = wake {
                 match now {
-                    Wake::Stop => return Ok(()),
+                    Wake::Stop => {
+                        self.shared.lease_until.store(0, Ordering::Release);
+                        return Ok(());
+                    }
                     Wake::Input(input) => self.take(input),
+                    Wake::Propose(proposal) => self.replica.propose_one(proposal),
                     Wake::Progress(answer) => {
                         let _ = answer.send(self.replica.progress());
                     }
@@ -183,6 +248,7 @@ impl RaftThread {
                 // After a pause (SIGSTOP, a busy machine) ticks are not made up for: the silence was ours.
                 self.replica.take(Input::Tick);
                 next_tick = (next_tick + tick).max(now);
+                self.ask_for_lease(now);
             }
             self.flush()?;
         }
@@ -192,19 +258,73 @@ impl RaftThread {
         if let Input::Persisted(number) = &input {
             let done: Vec<_> = self.installing.extract_if(.., |(n, _)| *n <= *number).collect();
             for (_, file) in done {
-                let _ = self.to_apply.send(ToApply::Install(file));
+                self.apply_later(ToApply::Install(file));
             }
+        }
+        if let Input::TransferTo(_) = &input {
+            self.shared.lease_until.store(0, Ordering::Release);
         }
         let taken = matches!(input, Input::SnapshotTaken(_));
         self.replica.take(input);
         if taken {
-            let _ = self.to_disk.send(ToDisk::DropUntil(self.replica.base_index()));
+            self.write_later(ToDisk::DropUntil(self.replica.base_index()));
+        }
+    }
+
+    fn apply_later(&self, work: ToApply) {
+        self.apply_busy.fetch_add(1, Ordering::AcqRel);
+        let _ = self.to_apply.send(work);
+    }
+
+    fn write_later(&self, work: ToDisk) {
+        self.disk_busy.fetch_add(1, Ordering::AcqRel);
+        let _ = self.to_disk.send(work);
+    }
+
+    /// Sends a round of heartbeats whose answers will make a new lease.
+    fn ask_for_lease(&mut self, now: Instant) {
+        let Authority::Quorum(term) = self.replica.authority() else { return };
+        if self.lease.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.lease.next = Some(now + LEASE_EVERY);
+        self.lease.number += 1;
+        let number = LEASE_READ | self.lease.number;
+        // The time is taken before anything is sent: others count from when they receive it.
+        self.lease.under_way.push((number, term, self.shared.clock.now_ns()));
+        if self.lease.under_way.len() > 16 {
+            self.lease.under_way.remove(0);
+        }
+        self.replica.take(Input::ReadIndex(number));
+    }
+
+    /// A majority has answered a round.
+    fn lease_answered(&mut self, number: u64) {
+        let Some(at) = self.lease.under_way.iter().position(|(n, ..)| *n == number) else { return };
+        let (_, term, sent_ns) = self.lease.under_way[at];
+        self.lease.under_way.drain(..=at);
+        if self.replica.authority() == Authority::Quorum(term) {
+            self.shared.lease_until.store(sent_ns + LEASE.as_nanos() as u64, Ordering::Release);
+        }
+    }
+
+    /// Keeps what readers look at in step with the replica; before any message leaves.
+    fn publish(&mut self) {
+        self.shared.committed_index.store(self.replica.committed(), Ordering::Release);
+        match self.replica.authority() {
+            Authority::Sole => self.shared.lease_until.store(FOREVER, Ordering::Release),
+            Authority::None => self.shared.lease_until.store(0, Ordering::Release),
+            Authority::Quorum(_) => {
+                // It was alone until now; the others have promised nothing yet.
+                let _ = self.shared.lease_until.compare_exchange(FOREVER, 0, Ordering::AcqRel, Ordering::Acquire);
+            }
         }
     }
 
     fn flush(&mut self) -> Result<(), String> {
         loop {
             let output = self.replica.drain();
+            self.publish();
             self.dispatch(output)?;
             if !self.replica.has_output() {
                 return Ok(());
@@ -227,57 +347,82 @@ impl RaftThread {
             self.shared.leadership.send_replace(Leadership { term, leader, this: self.shared.id });
         }
         if let Some(persist) = output.persist {
-            if let Some(snapshot) = &persist.snapshot {
-                self.installing.push((persist.number, snapshot::file_name(snapshot.get_metadata().index)));
-            }
-            let _ = self.to_disk.send(ToDisk::Persist(Box::new(persist)));
+            self.persist(persist)?;
         }
         if output.snapshot_wanted {
-            let _ = self.to_apply.send(ToApply::TakeSnapshot);
+            self.apply_later(ToApply::TakeSnapshot);
         }
         if !output.committed.is_empty() {
-            let _ = self.to_apply.send(ToApply::Committed(output.committed));
+            if self.replica.is_alone() && self.apply_busy.load(Ordering::Acquire) == 0 {
+                let last = lock(&self.applier).apply(output.committed)?;
+                self.replica.take(Input::Applied(last));
+            } else {
+                self.apply_later(ToApply::Committed(output.committed));
+            }
         }
-        if !output.reads.is_empty() {
-            let mut reads = lock(&self.shared.reads);
-            for (number, index) in output.reads {
-                if let Some(waiter) = reads.remove(&number) {
-                    let _ = waiter.send(index);
-                }
+        for (number, index) in output.reads {
+            if number & LEASE_READ != 0 {
+                self.lease_answered(number);
+            } else if let Some(waiter) = lock(&self.shared.reads).remove(&number) {
+                let _ = waiter.send(index);
             }
         }
         if !output.refused.is_empty() {
-            let mut refused = lock(&self.shared.refused);
-            for command in output.refused.iter().filter(|c| c.origin == self.shared.origin) {
-                if let Some(waiter) = refused.remove(&command.sequence) {
-                    let _ = waiter.send(());
-                }
+            let mut pending = lock(&self.shared.pending);
+            for proposal in output.refused.iter().filter(|p| p.command.origin == self.shared.origin) {
+                pending.send_again(proposal.command.sequence);
             }
+            drop(pending);
+            self.shared.pending_changed.notify_one();
         }
         Ok(())
     }
+
+    fn persist(&mut self, persist: Persist) -> Result<(), String> {
+        if let Some(snapshot) = &persist.snapshot {
+            self.installing.push((persist.number, snapshot::file_name(snapshot.get_metadata().index)));
+        } else if self.replica.is_alone() && self.disk_busy.load(Ordering::Acquire) == 0 {
+            let mut log = lock(&self.log);
+            let entries = persist.entries.len();
+            log.append(&persist.entries, persist.hard_state.as_ref()).map_err(write_failed)?;
+            drop(log);
+            self.count(entries);
+            self.take(Input::Persisted(persist.number));
+            return Ok(());
+        }
+        self.write_later(ToDisk::Persist(Box::new(persist)));
+        Ok(())
+    }
+
+    fn count(&self, entries: usize) {
+        self.shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.entries.fetch_add(entries as u64, Ordering::Relaxed);
+    }
 }
 
-fn disk_thread(shared: &Shared, mut log: Log, queue: Receiver<ToDisk>) -> Result<(), String> {
-    let failed = |e: std::io::Error| {
-        format!(
-            "writing the log failed: {e}. What is on the disk is uncertain now, so nothing more is written; check the disk and restart this server"
-        )
-    };
+fn write_failed(e: std::io::Error) -> String {
+    format!(
+        "writing the log failed: {e}. What is on the disk is uncertain now, so nothing more is written; check the disk and restart this server"
+    )
+}
+
+fn disk_thread(shared: &Shared, log: &Mutex<Log>, queue: &Receiver<ToDisk>, busy: &AtomicUsize) -> Result<(), String> {
     while let Ok(first) = queue.recv() {
-        let mut number = 0;
+        let (mut number, mut works) = (0, 0);
         let (mut entries, mut hard_state) = (Vec::new(), None);
         let mut next = Some(first);
+        let mut log = lock(log);
         while let Some(work) = next {
+            works += 1;
             match work {
-                ToDisk::DropUntil(index) => log.drop_until(index).map_err(failed)?,
+                ToDisk::DropUntil(index) => log.drop_until(index).map_err(write_failed)?,
                 ToDisk::Persist(persist) => {
                     let persist = *persist;
                     if let Some(snapshot) = persist.snapshot {
-                        log.append(&std::mem::take(&mut entries), hard_state.take().as_ref()).map_err(failed)?;
+                        log.append(&std::mem::take(&mut entries), hard_state.take().as_ref()).map_err(write_failed)?;
                         let name = snapshot::file_name(snapshot.get_metadata().index);
-                        shared.disk.rename(snapshot::INCOMING, &name).map_err(failed)?;
-                        log.reset().map_err(failed)?;
+                        shared.disk.rename(snapshot::INCOMING, &name).map_err(write_failed)?;
+                        log.reset().map_err(write_failed)?;
                     }
                     entries.extend(persist.entries);
                     hard_state = persist.hard_state.or(hard_state);
@@ -287,121 +432,15 @@ fn disk_thread(shared: &Shared, mut log: Log, queue: Receiver<ToDisk>) -> Result
             next = queue.try_recv().ok();
         }
         if !entries.is_empty() || hard_state.is_some() {
-            log.append(&entries, hard_state.as_ref()).map_err(failed)?;
+            log.append(&entries, hard_state.as_ref()).map_err(write_failed)?;
             shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
             shared.counters.entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
         }
+        drop(log);
         if number > 0 {
             shared.input(Input::Persisted(number));
         }
+        busy.fetch_sub(works, Ordering::AcqRel);
     }
     Ok(())
-}
-
-fn apply_thread(shared: &Arc<Shared>, queue: Receiver<ToApply>) -> Result<(), String> {
-    let snapshotting = Arc::new(AtomicBool::new(false));
-    let mut since_snapshot = (0u64, 0usize);
-    while let Ok(work) = queue.recv() {
-        let mut wanted = false;
-        match work {
-            ToApply::TakeSnapshot => wanted = true,
-            ToApply::Install(file) => install(shared, &file)?,
-            ToApply::Committed(entries) => {
-                for entry in &entries {
-                    since_snapshot.0 += 1;
-                    since_snapshot.1 += entry.batch.as_ref().map_or(0, prost::Message::encoded_len);
-                }
-                apply(shared, entries)?;
-            }
-        }
-        let due = wanted || since_snapshot.0 >= SNAPSHOT_ENTRIES || since_snapshot.1 >= SNAPSHOT_BYTES;
-        if due && !snapshotting.swap(true, Ordering::AcqRel) {
-            since_snapshot = (0, 0);
-            let (shared, done) = (shared.clone(), snapshotting.clone());
-            let _ = std::thread::Builder::new().name("store-snapshot".into()).spawn(move || {
-                take_snapshot(&shared);
-                done.store(false, Ordering::Release);
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Applies some entries under one lock, then tells everyone who cares.
-fn apply(shared: &Shared, entries: Vec<Committed>) -> Result<(), String> {
-    let Some(last) = entries.last().map(|e| e.index) else { return Ok(()) };
-    let mut outcomes = Vec::new();
-    let revision = {
-        let mut machine = shared.machine.write().unwrap_or_else(|e| e.into_inner());
-        let mut events = Vec::new();
-        for entry in entries {
-            for command in entry.batch.map(|b| b.commands).unwrap_or_default() {
-                let outcome = machine.apply(entry.index, entry.term, command).map_err(|e| e.to_string())?;
-                if let Some(mut outcome) = outcome {
-                    events.append(&mut outcome.events);
-                    outcomes.push(outcome);
-                }
-            }
-            (machine.index, machine.term) = (entry.index, entry.term);
-            if let Some(conf_state) = entry.conf_state {
-                forget_removed(&mut machine, &conf_state);
-                machine.conf_state = conf_state;
-            }
-        }
-        let revision = machine.kv.revision();
-        if !events.is_empty() {
-            shared.hub.publish(revision, &events);
-        }
-        revision
-    };
-    shared.applied.send_replace((last, revision));
-    shared.input(Input::Applied(last));
-    answer(shared, outcomes);
-    Ok(())
-}
-
-/// Members that are in no half of the membership any more leave the list too.
-fn forget_removed(machine: &mut Machine, now: &ConfState) {
-    let all = |c: &ConfState| -> Vec<MemberId> {
-        [&c.voters, &c.learners, &c.voters_outgoing, &c.learners_next].into_iter().flatten().copied().collect()
-    };
-    let (before, now) = (all(&machine.conf_state), all(now));
-    machine.members.retain(|id, _| now.contains(id) || !before.contains(id));
-}
-
-fn answer(shared: &Shared, outcomes: Vec<Outcome>) {
-    let mut waiters = lock(&shared.waiters);
-    for outcome in outcomes.into_iter().filter(|o| o.origin == shared.origin) {
-        if let Some(waiter) = waiters.remove(&outcome.sequence) {
-            let _ = waiter.send(outcome.result);
-        }
-    }
-}
-
-fn install(shared: &Shared, file: &str) -> Result<(), String> {
-    let (header, pairs) = snapshot::read(&*shared.disk, file).map_err(|e| e.to_string())?;
-    let (index, revision) = (header.index, header.revision);
-    {
-        let mut machine = shared.machine.write().unwrap_or_else(|e| e.into_inner());
-        *machine = Machine::restore(header, pairs);
-        shared.hub.interrupt();
-    }
-    shared.applied.send_replace((index, revision));
-    shared.input(Input::Applied(index));
-    snapshot::tidy(&*shared.disk).map_err(|e| e.to_string())
-}
-
-fn take_snapshot(shared: &Shared) {
-    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id)
-        .and_then(|header| snapshot::tidy(&*shared.disk).map(|()| header));
-    match result {
-        Ok(header) => shared.input(Input::SnapshotTaken(snapshot::metadata(&header))),
-        // Not fatal: the log goes on growing, and the next attempt may have room.
-        Err(e) => tracing::warn!("taking a snapshot of the store failed: {e}; it is tried again later"),
-    }
-}
-
-/// A command of this process, as it goes to the leader.
-pub fn command(origin: u64, sequence: u64, fence: Term, kind: pb::command::Kind) -> pb::Command {
-    pb::Command { format: crate::command::COMMAND_FORMAT, origin, sequence, fence, kind: Some(kind) }
 }

@@ -1,6 +1,6 @@
 //! Why the store did not do what it was asked.
 
-use crate::types::{MemberId, Revision, Term};
+use crate::types::{LeaseId, MemberId, Revision, Term};
 
 /// Why a request was not carried out. Only [`Error::Unknown`] leaves open whether it was.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -23,12 +23,57 @@ pub enum Error {
     TooLarge { size: usize, limit: usize },
     #[error("the store is out of space: only deletes and compaction are accepted")]
     NoSpace,
+    #[error("there is no lease {0:x}")]
+    LeaseNotFound(LeaseId),
+    #[error("lease {0:x} exists already")]
+    LeaseExists(LeaseId),
     #[error("member {id:x}: {problem}")]
-    Member { id: MemberId, problem: String },
+    Member { id: MemberId, code: MemberCode, problem: String },
+    #[error("this member does not lead")]
+    NotLeader,
     #[error("the store is shutting down")]
     Stopped,
     #[error("this replica has stopped: {0}")]
     Failed(String),
+}
+
+/// What is wrong with a change of membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberCode {
+    NotFound,
+    AddressTaken,
+    NameTaken,
+    BadAddress,
+    NotLearner,
+    NotInSync,
+    /// The group would be left without a majority that runs.
+    NotEnoughStarted,
+    BadTransferee,
+    /// It was not agreed on in time.
+    Undecided,
+}
+
+impl MemberCode {
+    const ALL: [(MemberCode, &str); 9] = [
+        (MemberCode::NotFound, "not-found"),
+        (MemberCode::AddressTaken, "address-taken"),
+        (MemberCode::NameTaken, "name-taken"),
+        (MemberCode::BadAddress, "bad-address"),
+        (MemberCode::NotLearner, "not-learner"),
+        (MemberCode::NotInSync, "not-in-sync"),
+        (MemberCode::NotEnoughStarted, "not-enough-started"),
+        (MemberCode::BadTransferee, "bad-transferee"),
+        (MemberCode::Undecided, "undecided"),
+    ];
+
+    /// The word for it between members.
+    pub(crate) fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(code, _)| *code == self).map_or("undecided", |(_, word)| word)
+    }
+
+    pub(crate) fn from_word(word: &str) -> Self {
+        Self::ALL.iter().find(|(_, w)| *w == word).map_or(MemberCode::Undecided, |(code, _)| *code)
+    }
 }
 
 /// Why a watch ended.

@@ -7,7 +7,8 @@
 use crate::error::WatchError;
 use crate::kv::Kv;
 use crate::types::*;
-use std::collections::VecDeque;
+use bytes::Bytes;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,44 +28,81 @@ struct Sink {
 /// All watchers of this member.
 #[derive(Default)]
 pub struct Hub {
-    sinks: Mutex<Vec<Sink>>,
+    sinks: Mutex<Sinks>,
+}
+
+/// Watchers of one key are found by it; the others are asked one by one.
+#[derive(Default)]
+struct Sinks {
+    by_key: HashMap<Bytes, Vec<Sink>>,
+    ranges: Vec<Sink>,
+}
+
+impl Sink {
+    /// Queues a batch; whether the watcher is still there.
+    fn offer(&self, revision: Revision, events: Vec<Arc<Event>>) -> bool {
+        match self.queue.try_send(WatchBatch { revision, events }) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.lagged.store(true, Ordering::Release);
+                false
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
 }
 
 impl Hub {
     /// Hands out the events of some whole revisions, the last of which is `revision`. Called while the machine is locked for writing.
     pub fn publish(&self, revision: Revision, events: &[Arc<Event>]) {
-        let mut sinks = self.sinks.lock().unwrap_or_else(|e| e.into_inner());
-        sinks.retain(|sink| {
+        let mut sinks = self.lock();
+        sinks.ranges.retain(|sink| {
             let wanted: Vec<_> = events.iter().filter(|e| sink.range.contains(&e.kv.key)).cloned().collect();
             if wanted.is_empty() {
                 return !sink.queue.is_closed();
             }
-            match sink.queue.try_send(WatchBatch { revision, events: wanted }) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    sink.lagged.store(true, Ordering::Release);
-                    false
-                }
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-            }
+            sink.offer(revision, wanted)
         });
+        if sinks.by_key.is_empty() {
+            return;
+        }
+        let mut of_key: Vec<(&Bytes, Vec<Arc<Event>>)> = Vec::new();
+        for event in events.iter().filter(|e| sinks.by_key.contains_key(&e.kv.key)) {
+            match of_key.iter_mut().find(|(key, _)| **key == event.kv.key) {
+                Some((_, of)) => of.push(event.clone()),
+                None => of_key.push((&event.kv.key, vec![event.clone()])),
+            }
+        }
+        for (key, wanted) in of_key {
+            if let Some(watchers) = sinks.by_key.get_mut(key) {
+                watchers.retain(|sink| sink.offer(revision, wanted.clone()));
+                if watchers.is_empty() {
+                    sinks.by_key.remove(key);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Sinks> {
+        self.sinks.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Ends every watch: the machine was replaced by a snapshot, and what lies between is not known.
     pub fn interrupt(&self) {
-        let mut sinks = self.sinks.lock().unwrap_or_else(|e| e.into_inner());
-        for sink in sinks.drain(..) {
+        let sinks = std::mem::take(&mut *self.lock());
+        for sink in sinks.ranges.iter().chain(sinks.by_key.values().flatten()) {
             sink.lagged.store(true, Ordering::Release);
         }
     }
 
     /// Ends every watch for good.
     pub fn close(&self) {
-        self.sinks.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        *self.lock() = Sinks::default();
     }
 
     pub fn len(&self) -> usize {
-        self.sinks.lock().unwrap_or_else(|e| e.into_inner()).len()
+        let sinks = self.lock();
+        sinks.ranges.len() + sinks.by_key.values().map(Vec::len).sum::<usize>()
     }
 
     /// Begins a watch. Called while the machine is locked for reading.
@@ -88,7 +126,15 @@ impl Hub {
         let (queue, incoming) = mpsc::channel(QUEUE_MAX);
         let lagged = Arc::new(AtomicBool::new(false));
         let sink = Sink { range: request.range, queue, lagged: lagged.clone() };
-        self.sinks.lock().unwrap_or_else(|e| e.into_inner()).push(sink);
+        let mut sinks = self.lock();
+        if sink.range.is_single() {
+            let of_key = sinks.by_key.entry(sink.range.start.clone()).or_default();
+            of_key.retain(|s| !s.queue.is_closed());
+            of_key.push(sink);
+        } else {
+            sinks.ranges.push(sink);
+        }
+        drop(sinks);
         Ok(Watcher { backlog, incoming, lagged, published, delivered: start - 1, start })
     }
 }
@@ -116,6 +162,21 @@ impl Watcher {
         }
     }
 
+    /// The next events if they are there already. Never waits.
+    pub fn try_next(&mut self) -> Option<WatchBatch> {
+        if let Some(batch) = self.backlog.pop_front() {
+            self.delivered = batch.revision;
+            return Some(batch);
+        }
+        while let Ok(batch) = self.incoming.try_recv() {
+            if batch.revision >= self.start {
+                self.delivered = batch.revision;
+                return Some(batch);
+            }
+        }
+        None
+    }
+
     async fn receive(&mut self) -> Result<WatchBatch, WatchError> {
         loop {
             match self.incoming.recv().await {
@@ -136,7 +197,8 @@ impl Watcher {
     /// How far this watch has come, if nothing is waiting: a revision is published only after its events are queued.
     pub fn progress(&mut self) -> WatchBatch {
         let revision = self.published.borrow().1;
-        if self.backlog.is_empty() && self.incoming.is_empty() {
+        // Who lagged is marked before what it missed is published.
+        if self.backlog.is_empty() && self.incoming.is_empty() && !self.lagged.load(Ordering::Acquire) {
             self.delivered = self.delivered.max(revision);
         }
         WatchBatch { revision: self.delivered, events: Vec::new() }

@@ -2,24 +2,33 @@
 //!
 //! ```text
 //!   Store (handle)  -- commands -->  replica (Raft, a function)  -- committed entries -->  machine (kv, members)
-//!                                      |  ^                                                  |
-//!                                  transport, log, snapshot                                 hub (watches)
+//!     pending                          |  ^                                                  |
+//!                                  transport, log, snapshot                                 hub (watches), lessor
 //! ```
 //!
-//! What decides is synchronous and takes no clock: `kv` and `machine` apply, `replica` replicates. What acts is thin: `driver` (threads),
-//! `transport` and `peer` (gRPC between members), `disk`. The store knows nothing of Kubernetes or HTTP.
+//! What decides is synchronous and takes the time as an argument if at all: `kv` and `machine` apply, `replica` replicates, `pending` says
+//! what to send again, `lessor` which leases are due. What acts is thin: `driver` and `apply` (threads), `transport` and `peer` (gRPC
+//! between members), `membership` and `keeper` (what a leader does by itself), `disk`, `clock`. `offline` works on the data of a
+//! member that does not run. The store knows nothing of Kubernetes or HTTP.
 
+mod apply;
+mod clock;
 mod command;
 mod config;
 mod disk;
 mod driver;
 mod error;
 mod hub;
+mod keeper;
 mod kv;
+mod leases;
+mod lessor;
 mod log;
 mod machine;
 mod membership;
+mod offline;
 mod peer;
+mod pending;
 mod raftlog;
 mod record;
 mod replica;
@@ -28,9 +37,16 @@ mod store;
 mod transport;
 mod types;
 
-pub use config::{Config, Limits, has_data};
-pub use error::{Error, WatchError};
+pub use config::{Config, Limits, Peer, has_data};
+pub use error::{Error, MemberCode, WatchError};
 pub use hub::Watcher;
+pub use membership::MemberChange;
+pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, restore, snapshot_status, verify};
 pub use store::Store;
 pub use transport::PeerTls;
 pub use types::*;
+
+/// An id for a new member.
+pub fn new_id() -> MemberId {
+    rand::random_range(1..MemberId::MAX)
+}

@@ -1,7 +1,11 @@
-//! The log on disk: segments of checksummed records, appended to, and synced once for a whole batch.
+//! The log on disk: segments of checksummed records, each the whole of a batch, and synced once.
 //!
-//! A record is a Raft entry or the hard state. An entry at an index that is there already replaces it and all that follow, so
-//! nothing in a segment is ever written over. Every segment begins with the hard state, which lets old ones simply go.
+//! A batch holds Raft entries and perhaps the hard state. An entry at an index that is there already replaces it and all that follow, so
+//! nothing that was written is ever written over. Every segment begins with the hard state, which lets old ones simply go.
+//!
+//! Segments are made of zeros ahead of time, by a thread of their own: writing into them changes no metadata, and a sync then waits
+//! for this file's data only. That a batch is one record is what makes a crash readable: pages of one batch may reach the
+//! medium in any order, so a record that is not whole is a batch that was never acknowledged, and nothing can follow it.
 
 use crate::disk::Disk;
 use crate::record::{self, Next};
@@ -9,9 +13,18 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 /// A segment that has grown to this many bytes is closed and another begun.
 const SEGMENT_BYTES: usize = 16 << 20;
+/// A batch may go over the end of its segment by as much before the file grows.
+const SLACK_BYTES: usize = 1 << 20;
+/// The first segment of a member is made while somebody waits.
+const FIRST_BYTES: usize = 1 << 20;
+/// Memory that the writer keeps between batches.
+const BUFFER_BYTES: usize = 4 << 20;
+/// The next segment, while it is being made.
+const AHEAD: &str = "tmp-segment";
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
 const PREFIX: &str = "log-";
@@ -50,23 +63,41 @@ pub struct Log {
     disk: Arc<dyn Disk>,
     segments: Vec<Segment>,
     hard_state: HardState,
+    /// The segment that is being made ready, and whether it is.
+    ahead: Option<Receiver<io::Result<()>>>,
+    buffer: Vec<u8>,
 }
 
 impl Log {
     /// Reads every segment and cuts off a torn tail.
     pub fn open(disk: Arc<dyn Disk>) -> Result<(Log, Recovered), LogError> {
+        Log::read(disk, true)
+    }
+
+    /// Reads every segment and changes nothing.
+    pub fn look(disk: Arc<dyn Disk>) -> Result<Recovered, LogError> {
+        Log::read(disk, false).map(|(_, found)| found)
+    }
+
+    fn read(disk: Arc<dyn Disk>, cut: bool) -> Result<(Log, Recovered), LogError> {
         let io_error = |file: &str| {
             let file = file.to_owned();
             move |source| LogError::Io { file, source }
         };
         let names: Vec<_> =
             disk.list().map_err(io_error("the folder"))?.into_iter().filter(|n| n.starts_with(PREFIX)).collect();
-        let mut log = Log { disk: disk.clone(), segments: Vec::new(), hard_state: HardState::default() };
+        let mut log = Log {
+            disk: disk.clone(),
+            segments: Vec::new(),
+            hard_state: HardState::default(),
+            ahead: None,
+            buffer: Vec::new(),
+        };
         let mut found = Recovered { hard_state: HardState::default(), entries: Vec::new(), torn_bytes: 0 };
         for (i, name) in names.iter().enumerate() {
             let data = disk.read(name).map_err(io_error(name))?;
             let number = u64::from_str_radix(&name[PREFIX.len()..], 16).unwrap_or(0);
-            let mut segment = Segment { name: name.clone(), number, bytes: data.len(), last_index: 0 };
+            let mut segment = Segment { name: name.clone(), number, bytes: 0, last_index: 0 };
             let mut at = 0;
             loop {
                 match record::next(&data, at) {
@@ -79,13 +110,15 @@ impl Log {
                     }
                     Next::Bad if i + 1 == names.len() && record::is_torn_tail(&data, at) => {
                         found.torn_bytes = data.len() - at;
-                        disk.truncate(name, at as u64).map_err(io_error(name))?;
-                        segment.bytes = at;
+                        if cut {
+                            disk.truncate(name, at as u64).map_err(io_error(name))?;
+                        }
                         break;
                     }
                     Next::Bad => return Err(LogError::Damaged { file: name.clone(), offset: at }),
                 }
             }
+            segment.bytes = at;
             log.segments.push(segment);
         }
         log.hard_state = found.hard_state.clone();
@@ -94,29 +127,62 @@ impl Log {
 
     /// Appends and syncs: when this returns, all of it is on the medium. An error is final.
     pub fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> io::Result<()> {
-        let mut buffer = Vec::with_capacity(entries.iter().map(|e| e.data.len() + 64).sum::<usize>() + 64);
         if let Some(hs) = hard_state {
             self.hard_state = hs.clone();
         }
-        if self.segments.last().is_none_or(|s| s.bytes >= SEGMENT_BYTES) {
-            let number = self.segments.last().map_or(1, |s| s.number + 1);
-            let name = format!("{PREFIX}{number:016x}");
-            self.segments.push(Segment { name, number, bytes: 0, last_index: 0 });
-            push(&mut buffer, KIND_HARD_STATE, &self.hard_state);
-        } else if hard_state.is_some() {
-            push(&mut buffer, KIND_HARD_STATE, &self.hard_state);
+        let new = self.segments.last().is_none_or(|s| s.bytes >= SEGMENT_BYTES);
+        if new {
+            self.begin_segment()?;
         }
-        for entry in entries {
-            push(&mut buffer, KIND_ENTRY, entry);
-        }
+        self.buffer.clear();
+        record::push_with(&mut self.buffer, |buffer| {
+            if new || hard_state.is_some() {
+                push(buffer, KIND_HARD_STATE, &self.hard_state);
+            }
+            entries.iter().for_each(|entry| push(buffer, KIND_ENTRY, entry));
+        });
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
-        self.disk.append(&segment.name, &buffer)?;
+        self.disk.write_at(&segment.name, segment.bytes as u64, &self.buffer)?;
         self.disk.sync(&segment.name)?;
-        segment.bytes += buffer.len();
+        segment.bytes += self.buffer.len();
+        // One large batch must not keep its memory for ever.
+        self.buffer.shrink_to(BUFFER_BYTES);
         if let Some(last) = entries.last() {
             segment.last_index = last.index;
         }
+        if self.ahead.is_none() && segment.bytes >= SEGMENT_BYTES / 4 {
+            self.prepare_ahead();
+        }
         Ok(())
+    }
+
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let number = self.segments.last().map_or(1, |s| s.number + 1);
+        let name = format!("{PREFIX}{number:016x}");
+        let ready = match self.ahead.take() {
+            Some(made) => made.recv().is_ok_and(|made| made.is_ok()),
+            None => false,
+        };
+        if ready {
+            self.disk.rename(AHEAD, &name)?;
+        } else {
+            // The first of all, or one that could not be made ahead: a small file that grows does as well, more slowly.
+            self.disk.make_zeroed(&name, FIRST_BYTES)?;
+        }
+        self.segments.push(Segment { name, number, bytes: 0, last_index: 0 });
+        Ok(())
+    }
+
+    fn prepare_ahead(&mut self) {
+        let (done, made) = std::sync::mpsc::channel();
+        let disk = self.disk.clone();
+        let thread = std::thread::Builder::new().name("store-segment".into());
+        let started = thread.spawn(move || {
+            let _ = done.send(disk.make_zeroed(AHEAD, SEGMENT_BYTES + SLACK_BYTES));
+        });
+        if started.is_ok() {
+            self.ahead = Some(made);
+        }
     }
 
     /// Removes the segments whose entries are all at or before `index`.
@@ -131,30 +197,53 @@ impl Log {
     /// Forgets everything: a snapshot from the leader took the place of the whole log.
     pub fn reset(&mut self) -> io::Result<()> {
         // A fresh segment first, so that a crash in between never leaves a folder without the hard state.
-        let number = self.segments.last().map_or(1, |s| s.number + 1);
-        let name = format!("{PREFIX}{number:016x}");
-        let mut buffer = Vec::new();
-        push(&mut buffer, KIND_HARD_STATE, &self.hard_state);
-        self.disk.append(&name, &buffer)?;
-        self.disk.sync(&name)?;
-        for old in std::mem::take(&mut self.segments) {
-            self.disk.remove(&old.name)?;
+        let old: Vec<_> = self.segments.iter().map(|s| s.name.clone()).collect();
+        self.begin_segment()?;
+        let hard_state = self.hard_state.clone();
+        self.append_to_new(&hard_state)?;
+        for name in &old {
+            self.disk.remove(name)?;
         }
-        self.segments.push(Segment { name, number, bytes: buffer.len(), last_index: 0 });
+        self.segments.drain(..old.len());
+        Ok(())
+    }
+
+    fn append_to_new(&mut self, hard_state: &HardState) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        record::push_with(&mut buffer, |buffer| push(buffer, KIND_HARD_STATE, hard_state));
+        let Some(segment) = self.segments.last_mut() else { return Ok(()) };
+        self.disk.write_at(&segment.name, 0, &buffer)?;
+        self.disk.sync(&segment.name)?;
+        segment.bytes = buffer.len();
         Ok(())
     }
 }
 
+/// Appends an item to a batch: its length, its kind, itself.
 fn push(buffer: &mut Vec<u8>, kind: u8, message: &impl prost::Message) {
-    let mut payload = Vec::with_capacity(message.encoded_len() + 1);
-    payload.push(kind);
-    payload.extend_from_slice(&message.encode_to_vec());
-    record::push(buffer, &payload);
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; 4]);
+    buffer.push(kind);
+    message.encode_raw(buffer);
+    let len = (buffer.len() - start - 4) as u32;
+    buffer[start..start + 4].copy_from_slice(&len.to_le_bytes());
 }
 
 impl Recovered {
-    /// Takes in one record; false if it makes no sense.
-    fn take(&mut self, payload: &[u8], segment: &mut Segment, file: &str) -> Result<bool, LogError> {
+    /// Takes in one batch; false if it makes no sense.
+    fn take(&mut self, mut payload: &[u8], segment: &mut Segment, file: &str) -> Result<bool, LogError> {
+        while !payload.is_empty() {
+            let Some((len, rest)) = payload.split_first_chunk::<4>() else { return Ok(false) };
+            let Some((item, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { return Ok(false) };
+            if !self.take_item(item, segment, file)? {
+                return Ok(false);
+            }
+            payload = rest;
+        }
+        Ok(true)
+    }
+
+    fn take_item(&mut self, payload: &[u8], segment: &mut Segment, file: &str) -> Result<bool, LogError> {
         match payload.split_first() {
             Some((&KIND_HARD_STATE, body)) => match HardState::decode(body) {
                 Ok(hs) => self.hard_state = hs,
@@ -208,14 +297,22 @@ mod tests {
     fn a_torn_tail_is_cut_and_damage_before_it_is_an_error() {
         let disk = MemoryDisk::default();
         let (mut log, _) = Log::open(Arc::new(disk.clone())).unwrap();
-        log.append(&[entry(1, 1), entry(2, 1)], None).unwrap();
-        let name = disk.list().unwrap().remove(0);
+        log.append(&[entry(1, 1)], None).unwrap();
+        let first = log.segments[0].bytes;
+        log.append(&[entry(2, 1), entry(3, 1)], None).unwrap();
+        let (name, end) = (log.segments[0].name.clone(), log.segments[0].bytes);
         let whole = disk.read(&name).unwrap();
-        disk.truncate(&name, whole.len() as u64 - 5).unwrap();
-        assert_eq!(indexes(&disk), [(1, 1)]);
-        disk.truncate(&name, 0).unwrap();
+        // Any page of the last batch may be missing.
+        for (from, to) in [(end - 5, end), (first, first + 20), (first + 60, first + 70)] {
+            let mut torn = whole.clone();
+            torn[from..to].fill(0);
+            disk.make_zeroed(&name, 0).unwrap();
+            disk.append(&name, &torn).unwrap();
+            assert_eq!(indexes(&disk), [(1, 1)], "{from}..{to}");
+        }
         let mut damaged = whole;
         damaged[30] ^= 1;
+        disk.make_zeroed(&name, 0).unwrap();
         disk.append(&name, &damaged).unwrap();
         assert!(matches!(Log::open(Arc::new(disk)), Err(LogError::Damaged { .. })));
     }

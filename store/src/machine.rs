@@ -1,9 +1,9 @@
-//! What the log drives: the key-value map, the members, and which commands have been applied already.
+//! What the log drives: the key-value map, the members, the alarms, and which commands have been applied already.
 //!
 //! A command may reach the log twice, because its sender tries again when a leader is lost. Each carries its origin (a number
 //! drawn when the sending process started) and a sequence; the machine remembers them, so that the second one changes nothing.
 
-use crate::command::{COMMAND_FORMAT, member_from_pb, member_to_pb, txn_from_pb};
+use crate::command::{COMMAND_FORMAT, Command, Kind, alarm_from_pb, alarm_to_pb, member_from_pb, member_to_pb};
 use crate::error::Error;
 use crate::kv::Kv;
 use crate::types::*;
@@ -13,8 +13,8 @@ use skiff_proto::store as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Sequences remembered above a session's floor. A sender has far fewer commands under way at once.
-const SESSION_WINDOW: usize = 4096;
+/// Sequences remembered above a session's floor: four times what a sender may have under way at once.
+const SESSION_WINDOW: usize = 16384;
 /// Origins remembered; the one that was idle longest goes first.
 const SESSIONS_MAX: usize = 64;
 
@@ -30,7 +30,14 @@ struct Session {
 impl Session {
     /// Notes a sequence; false if it was noted before.
     fn note(&mut self, sequence: u64) -> bool {
-        if sequence <= self.floor || !self.above.insert(sequence) {
+        if sequence <= self.floor {
+            return false;
+        }
+        if sequence == self.floor + 1 && self.above.is_empty() {
+            self.floor = sequence;
+            return true;
+        }
+        if !self.above.insert(sequence) {
             return false;
         }
         while self.above.remove(&(self.floor + 1)) {
@@ -52,6 +59,14 @@ pub struct Outcome {
     pub result: Result<TxnResponse, Error>,
     /// The events of the revision that it made, if it changed anything.
     pub events: Vec<Arc<Event>>,
+    pub lease: Option<LeaseNews>,
+}
+
+/// What whoever counts the leases' time must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseNews {
+    Granted(Lease),
+    Ended(LeaseId),
 }
 
 /// The replicated state.
@@ -59,6 +74,7 @@ pub struct Outcome {
 pub struct Machine {
     pub kv: Kv,
     pub members: BTreeMap<MemberId, Member>,
+    pub alarms: BTreeSet<Alarm>,
     sessions: BTreeMap<u64, Session>,
     /// Index and term of the last applied entry.
     pub index: u64,
@@ -67,54 +83,63 @@ pub struct Machine {
     pub conf_state: ConfState,
 }
 
-/// A command in a format that this version does not know. To guess would be to diverge: the replica stops.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "entry {index} holds a command of format {format}; this version of Skiff knows formats up to {COMMAND_FORMAT}: upgrade this server"
-)]
-pub struct UnknownFormat {
-    index: u64,
-    format: u32,
-}
-
 impl Machine {
     pub fn new() -> Self {
         Machine { kv: Kv::new(), ..Default::default() }
     }
 
     /// Applies one command of the entry at `index` and `term`. None if it was applied before.
-    pub fn apply(&mut self, index: u64, term: Term, command: pb::Command) -> Result<Option<Outcome>, UnknownFormat> {
-        if command.format > COMMAND_FORMAT {
-            return Err(UnknownFormat { index, format: command.format });
-        }
+    pub fn apply(&mut self, index: u64, term: Term, command: &Command) -> Option<Outcome> {
         let (origin, sequence) = (command.origin, command.sequence);
         if origin != 0 && !self.note(origin, sequence, index) {
-            return Ok(None);
+            return None;
         }
-        let mut events = Vec::new();
-        let result = if command.fence != 0 && command.fence != term {
+        let mut outcome = Outcome { origin, sequence, result: Err(Error::Stopped), events: Vec::new(), lease: None };
+        outcome.result = if command.fence != 0 && command.fence != term {
             Err(Error::Fenced { fence: command.fence, term })
         } else {
-            self.carry_out(command).map(|(response, new)| {
-                events = new;
-                response
-            })
+            self.carry_out(&command.kind, &mut outcome)
         };
-        Ok(Some(Outcome { origin, sequence, result, events }))
+        Some(outcome)
     }
 
-    fn carry_out(&mut self, command: pb::Command) -> Result<(TxnResponse, Vec<Arc<Event>>), Error> {
-        use pb::command::Kind;
-        match command.kind {
-            Some(Kind::Txn(txn)) => return self.kv.txn(&txn_from_pb(txn)),
-            Some(Kind::Compact(at)) => self.kv.compact(at)?,
-            Some(Kind::Member(member)) => {
-                let member = member_from_pb(member);
-                self.members.insert(member.id, member);
+    fn carry_out(&mut self, kind: &Kind, outcome: &mut Outcome) -> Result<TxnResponse, Error> {
+        match kind {
+            Kind::Txn(txn) => {
+                if self.is_full() && txn.may_put() {
+                    return Err(Error::NoSpace);
+                }
+                let (response, events) = self.kv.txn(txn)?;
+                outcome.events = events;
+                return Ok(response);
             }
-            None => {}
+            Kind::Compact(at) => self.kv.compact(*at)?,
+            Kind::Member(member) => {
+                self.members.insert(member.id, member.clone());
+            }
+            Kind::LeaseGrant(_) if self.is_full() => return Err(Error::NoSpace),
+            Kind::LeaseGrant(lease) => {
+                self.kv.grant(*lease)?;
+                outcome.lease = Some(LeaseNews::Granted(*lease));
+            }
+            Kind::LeaseRevoke(id) => {
+                outcome.events = self.kv.revoke(*id)?;
+                outcome.lease = Some(LeaseNews::Ended(*id));
+            }
+            Kind::Alarm { alarm, raise: true } => {
+                self.alarms.insert(*alarm);
+            }
+            Kind::Alarm { alarm, raise: false } => {
+                self.alarms.remove(alarm);
+            }
+            Kind::Nothing => {}
         }
-        Ok((TxnResponse { revision: self.kv.revision(), succeeded: true, responses: Vec::new() }, Vec::new()))
+        Ok(TxnResponse { revision: self.kv.revision(), succeeded: true, responses: Vec::new() })
+    }
+
+    /// Whether only deletes, reads and compaction are accepted.
+    pub fn is_full(&self) -> bool {
+        self.alarms.iter().any(|a| a.kind == AlarmKind::NoSpace)
     }
 
     fn note(&mut self, origin: u64, sequence: u64, index: u64) -> bool {
@@ -150,6 +175,8 @@ impl Machine {
                     last_index: s.last_index,
                 })
                 .collect(),
+            leases: self.kv.leases().map(|l| pb::LeaseGrant { id: l.id, ttl_s: l.ttl_s }).collect(),
+            alarms: self.alarms.iter().map(|a| alarm_to_pb(a, true)).collect(),
         }
     }
 
@@ -159,9 +186,11 @@ impl Machine {
             let session = Session { floor: s.floor, above: s.above.into_iter().collect(), last_index: s.last_index };
             (s.origin, session)
         });
+        let leases = header.leases.into_iter().map(|l| Lease { id: l.id, ttl_s: l.ttl_s });
         Machine {
-            kv: Kv::restore(header.revision, header.compacted, pairs.into_iter()),
+            kv: Kv::restore(header.revision, header.compacted, leases, pairs.into_iter()),
             members: header.members.into_iter().map(|m| (m.id, member_from_pb(m))).collect(),
+            alarms: header.alarms.iter().map(alarm_from_pb).collect(),
             sessions: sessions.collect(),
             index: header.index,
             term: header.term,
@@ -173,36 +202,51 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::txn_to_pb;
 
-    fn put(sequence: u64, fence: Term) -> pb::Command {
-        let txn = Txn { success: vec![Op::put("k", sequence.to_string())], ..Default::default() };
-        let kind = Some(pb::command::Kind::Txn(txn_to_pb(&txn)));
-        pb::Command { format: 1, origin: 9, sequence, fence, kind }
+    fn put(sequence: u64, fence: Term) -> Command {
+        Command { origin: 9, sequence, fence, kind: Kind::Txn(Txn::of(Op::put("k", sequence.to_string()))) }
     }
 
     #[test]
     fn a_command_that_comes_twice_is_applied_once() {
         let mut m = Machine::new();
-        assert!(m.apply(1, 1, put(1, 0)).unwrap().is_some());
-        assert!(m.apply(2, 1, put(3, 0)).unwrap().is_some());
-        assert!(m.apply(3, 1, put(1, 0)).unwrap().is_none());
-        assert!(m.apply(4, 1, put(3, 0)).unwrap().is_none());
-        assert!(m.apply(5, 1, put(2, 0)).unwrap().is_some());
-        assert_eq!(m.kv.revision(), 4);
+        assert!(m.apply(1, 1, &put(1, 0)).is_some());
+        assert!(m.apply(2, 1, &put(3, 0)).is_some());
+        assert!(m.apply(3, 1, &put(1, 0)).is_none());
+        assert!(m.apply(4, 1, &put(3, 0)).is_none());
+        assert!(m.apply(5, 1, &put(2, 0)).is_some());
+        assert!(m.apply(5, 1, &put(4, 0)).is_some());
+        assert!(m.apply(6, 1, &put(4, 0)).is_none());
+        assert_eq!(m.kv.revision(), 5);
     }
 
     #[test]
     fn leader_only_work_of_an_older_term_is_refused() {
         let mut m = Machine::new();
-        let outcome = m.apply(1, 5, put(1, 4)).unwrap().unwrap();
+        let outcome = m.apply(1, 5, &put(1, 4)).unwrap();
         assert!(matches!(outcome.result, Err(Error::Fenced { fence: 4, term: 5 })));
-        assert!(m.apply(2, 5, put(2, 5)).unwrap().unwrap().result.is_ok());
+        assert!(m.apply(2, 5, &put(2, 5)).unwrap().result.is_ok());
     }
 
     #[test]
-    fn a_newer_format_stops_the_replica() {
+    fn a_full_store_takes_deletes_and_compaction_only() {
         let mut m = Machine::new();
-        assert!(m.apply(1, 1, pb::Command { format: 99, ..put(1, 0) }).is_err());
+        let mut sequence = 0;
+        let mut run = |m: &mut Machine, kind: Kind| {
+            sequence += 1;
+            m.apply(sequence, 1, &Command { origin: 1, sequence, fence: 0, kind }).unwrap().result
+        };
+        let alarm = Alarm { member: 1, kind: AlarmKind::NoSpace };
+        run(&mut m, Kind::Txn(Txn::of(Op::put("a", "1")))).unwrap();
+        run(&mut m, Kind::Alarm { alarm, raise: true }).unwrap();
+        assert!(matches!(run(&mut m, Kind::Txn(Txn::of(Op::put("b", "1")))), Err(Error::NoSpace)));
+        assert!(matches!(run(&mut m, Kind::LeaseGrant(Lease { id: 1, ttl_s: 9 })), Err(Error::NoSpace)));
+        run(&mut m, Kind::Txn(Txn::of(Op::delete("a")))).unwrap();
+        let revision = m.kv.revision();
+        run(&mut m, Kind::Compact(revision)).unwrap();
+        let mut m = Machine::restore(m.header(5), Vec::new());
+        assert!(m.is_full(), "a snapshot carries the alarm");
+        run(&mut m, Kind::Alarm { alarm, raise: false }).unwrap();
+        run(&mut m, Kind::Txn(Txn::of(Op::put("b", "1")))).unwrap();
     }
 }

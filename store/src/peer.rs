@@ -1,14 +1,16 @@
 //! The peers' service: what other members send here.
 
-use crate::command::member_to_pb;
+use crate::command::{Proposal, member_to_pb};
 use crate::driver::Shared;
 use crate::replica::Input;
 use crate::snapshot;
 use crate::store::Store;
+use crate::types::LeaseTime;
 use prost::Message as _;
 use raft::eraftpb::Message;
 use skiff_proto::store as pb;
 use skiff_proto::store::peer_server::Peer;
+use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Serves a store to its peers.
@@ -38,6 +40,9 @@ impl Peer for PeerService {
         loop {
             match stream.message().await {
                 Ok(Some(item)) => {
+                    if item.cluster_id != self.shared().cluster_id {
+                        return Err(Status::failed_precondition("these messages are of another cluster"));
+                    }
                     from = item.from;
                     for message in item.messages {
                         self.shared().input(Input::Message(decode(&message)?));
@@ -83,12 +88,33 @@ impl Peer for PeerService {
         Ok(Response::new(pb::Empty {}))
     }
 
-    async fn forward(&self, request: Request<pb::Batch>) -> Result<Response<pb::ForwardAnswer>, Status> {
+    async fn forward(&self, request: Request<pb::Forwarded>) -> Result<Response<pb::ForwardAnswer>, Status> {
         let accepted = self.store.leadership().borrow().is_leader();
         if accepted {
-            self.shared().input(Input::Propose(request.into_inner().commands));
+            let proposals: Result<_, _> =
+                request.into_inner().commands.into_iter().map(|c| Proposal::decode(c).map(Arc::new)).collect();
+            let proposals = proposals.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            self.shared().input(Input::Propose(proposals));
         }
         Ok(Response::new(pb::ForwardAnswer { accepted }))
+    }
+
+    async fn leases(&self, request: Request<pb::LeasesRequest>) -> Result<Response<pb::LeasesAnswer>, Status> {
+        let request = request.into_inner();
+        let answer = match self.store.lead_leases(&request.ids, request.renew).await {
+            Ok(times) => {
+                let gone = LeaseTime { left_ms: -1, granted_s: 0 };
+                let times = times.into_iter().map(|t| t.unwrap_or(gone));
+                let times = times.map(|t| pb::LeaseTime { left_ms: t.left_ms, granted_s: t.granted_s }).collect();
+                pb::LeasesAnswer { refused: false, times }
+            }
+            Err(_) => pb::LeasesAnswer { refused: true, times: Vec::new() },
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn change(&self, request: Request<pb::ChangeRequest>) -> Result<Response<pb::ChangeAnswer>, Status> {
+        Ok(Response::new(self.store.answer_change(request.into_inner()).await))
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinAnswer>, Status> {
@@ -99,13 +125,19 @@ impl Peer for PeerService {
             let leader = leader.ok_or_else(|| Status::unavailable("the store has no leader at the moment"))?;
             return Ok(Response::new(pb::JoinAnswer { leader_addr: leader.peer_addr, ..Default::default() }));
         }
-        let member = crate::command::member_from_pb(record);
+        let mut member = crate::command::member_from_pb(record);
+        // Added by its address before it was started: it takes that member's place.
+        let awaited = self.store.awaited(&member.peer_addr);
+        let member_id = awaited.as_ref().map_or(0, |m| m.id);
+        if let Some(awaited) = awaited {
+            (member.id, member.learner) = (awaited.id, awaited.learner);
+        }
         self.store.add_member(member).await.map_err(|e| match e {
             crate::error::Error::Member { .. } => Status::failed_precondition(e.to_string()),
             other => Status::unavailable(other.to_string()),
         })?;
         let members = self.store.members().iter().map(member_to_pb).collect();
         let cluster_id = self.shared().cluster_id;
-        Ok(Response::new(pb::JoinAnswer { cluster_id, members, leader_addr: String::new() }))
+        Ok(Response::new(pb::JoinAnswer { cluster_id, members, leader_addr: String::new(), member_id }))
     }
 }

@@ -59,6 +59,9 @@ impl RaftLog {
     /// A snapshot was written here. Entries up to `keep_from` go; the ones between it and the snapshot stay for followers that are a
     /// little behind.
     pub fn snapshot_taken(&mut self, snapshot: SnapshotMetadata, keep_from: u64) {
+        if snapshot.index < self.snapshot.index {
+            return;
+        }
         while self.entries.front().is_some_and(|e| e.index <= keep_from.min(snapshot.index)) {
             if let Some(gone) = self.entries.pop_front() {
                 self.bytes -= size(&gone);
@@ -68,13 +71,29 @@ impl RaftLog {
         self.snapshot = snapshot;
     }
 
+    /// Forgets applied entries, oldest first, while there are more than `bytes_max` of them: the disk has them until a snapshot
+    /// does, and a member that lacks them gets that snapshot.
+    pub fn trim(&mut self, applied: u64, bytes_max: usize) {
+        while self.bytes > bytes_max && self.entries.front().is_some_and(|e| e.index < applied) {
+            if let Some(gone) = self.entries.pop_front() {
+                self.bytes -= size(&gone);
+                self.base = (gone.index, gone.term);
+            }
+        }
+    }
+
     pub fn snapshot_index(&self) -> u64 {
         self.snapshot.index
     }
 
-    /// Index just before the first entry that is kept.
+    /// Whether the member ran before: it may have voted, or promised a leader not to.
+    pub fn has_past(&self) -> bool {
+        self.hard_state.term > self.snapshot.term || !self.entries.is_empty()
+    }
+
+    /// The disk's log may go up to here: what is behind it is in a snapshot, and no longer in memory.
     pub fn base_index(&self) -> u64 {
-        self.base.0
+        self.base.0.min(self.snapshot.index)
     }
 
     /// Whether a newer snapshot was asked for since the last call.
@@ -154,7 +173,9 @@ impl Storage for RaftLog {
     /// A member refuses one that does not list it, so a member that is new needs a snapshot taken after it was let in.
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         let lists = |c: &ConfState| c.voters.contains(&to) || c.learners.contains(&to);
-        let fits = self.snapshot.index >= request_index && self.snapshot.conf_state.as_ref().is_some_and(lists);
+        // One that ends before the kept entries begin would leave a hole.
+        let joins = self.snapshot.index >= request_index.max(self.base.0);
+        let fits = joins && self.snapshot.conf_state.as_ref().is_some_and(lists);
         if !fits {
             self.snapshot_wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));

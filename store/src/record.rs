@@ -15,12 +15,23 @@ pub fn push(buffer: &mut Vec<u8>, payload: &[u8]) {
     buffer.extend_from_slice(payload);
 }
 
+/// Appends a record whose payload is written in place.
+pub fn push_with(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; HEADER]);
+    write(buffer);
+    let payload = &buffer[start + HEADER..];
+    let (len, sum) = (payload.len() as u32, crc32fast::hash(payload));
+    buffer[start..start + 4].copy_from_slice(&len.to_le_bytes());
+    buffer[start + 4..start + HEADER].copy_from_slice(&sum.to_le_bytes());
+}
+
 /// What stands at an offset.
 #[derive(Debug, PartialEq)]
 pub enum Next<'a> {
     /// A whole record, and the offset after it.
     Record(&'a [u8], usize),
-    /// The file ends here.
+    /// Nothing was written from here on.
     End,
     /// Not a whole record: too short, or its checksum is wrong.
     Bad,
@@ -29,17 +40,14 @@ pub enum Next<'a> {
 /// Reads the record at `offset`.
 pub fn next(data: &[u8], offset: usize) -> Next<'_> {
     let rest = &data[offset.min(data.len())..];
-    if rest.is_empty() {
+    // Files are made of zeros before they are written.
+    if rest.iter().take(HEADER).all(|b| *b == 0) && rest.iter().all(|b| *b == 0) {
         return Next::End;
     }
-    let Some((header, rest)) = rest.split_at_checked(HEADER) else { return Next::Bad };
-    let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-    let sum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    // A run of zeros (a file that grew before its data was written) must not read as empty records.
-    if len == 0 || len > PAYLOAD_MAX || rest.len() < len || crc32fast::hash(&rest[..len]) != sum {
-        return Next::Bad;
+    match whole(rest) {
+        Some(payload) => Next::Record(payload, offset + HEADER + payload.len()),
+        None => Next::Bad,
     }
-    Next::Record(&rest[..len], offset + HEADER + len)
 }
 
 /// Whether the bad record at `offset` can be a torn tail: then nothing readable follows it. Whole records behind it mean that
@@ -50,9 +58,19 @@ pub fn is_torn_tail(data: &[u8], offset: usize) -> bool {
     if len == 0 || len > PAYLOAD_MAX || offset + HEADER + len >= data.len() {
         // The length itself may be the damaged part: look for any whole record in what is left.
         return !(offset + 1..data.len().saturating_sub(HEADER).min(offset + (1 << 20)))
-            .any(|at| matches!(next(data, at), Next::Record(..)));
+            .any(|at| whole(&data[at..]).is_some());
     }
-    !matches!(next(data, offset + HEADER + len), Next::Record(..))
+    whole(&data[offset + HEADER + len..]).is_none()
+}
+
+/// The payload of the record that `rest` begins with, if it is whole.
+fn whole(rest: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = rest.split_at_checked(HEADER)?;
+    let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let sum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    // A run of zeros must not read as empty records.
+    let payload = rest.get(..len).filter(|_| len > 0 && len <= PAYLOAD_MAX)?;
+    (crc32fast::hash(payload) == sum).then_some(payload)
 }
 
 #[cfg(test)]
@@ -65,7 +83,7 @@ mod tests {
         data
     }
 
-    fn whole(data: &[u8]) -> (usize, usize) {
+    fn count(data: &[u8]) -> (usize, usize) {
         let (mut at, mut count) = (0, 0);
         while let Next::Record(_, after) = next(data, at) {
             (at, count) = (after, count + 1);
@@ -76,10 +94,10 @@ mod tests {
     #[test]
     fn a_tail_torn_at_any_byte_is_seen_as_one() {
         let data = file(&[b"one", b"twotwo", b"three"]);
-        let second_ends = whole(&data[..data.len() - 1]).1;
+        let second_ends = count(&data[..data.len() - 1]).1;
         for cut in second_ends + 1..data.len() {
             let torn = &data[..cut];
-            assert_eq!(whole(torn), (2, second_ends), "cut at {cut}");
+            assert_eq!(count(torn), (2, second_ends), "cut at {cut}");
             assert!(is_torn_tail(torn, second_ends), "cut at {cut}");
         }
     }
@@ -91,14 +109,17 @@ mod tests {
         for at in first_ends..first_ends + HEADER + 6 {
             let mut data = clean.clone();
             data[at] ^= 0x10;
-            assert_eq!(whole(&data).0, 1, "flip at {at}");
+            assert_eq!(count(&data).0, 1, "flip at {at}");
             assert!(!is_torn_tail(&data, first_ends), "flip at {at}");
         }
     }
 
     #[test]
     fn zeros_are_not_records() {
-        assert_eq!(next(&[0; 64], 0), Next::Bad);
-        assert!(is_torn_tail(&[0; 64], 0));
+        assert_eq!(next(&[0; 64], 0), Next::End);
+        let mut late = [0; 64];
+        late[40] = 1;
+        assert_eq!(next(&late, 0), Next::Bad);
+        assert!(is_torn_tail(&late, 0));
     }
 }

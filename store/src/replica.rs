@@ -3,6 +3,7 @@
 //! Nothing here does I/O or looks at a clock; threads around it do (see `driver`), or a simulator. The rule that keeps Raft safe is
 //! in the shape of [`Output`]: `send` may go out at once, `persist.then_send` only after that batch is on disk.
 
+use crate::command::{self, Command, Proposal};
 use crate::raftlog::RaftLog;
 use crate::types::{MemberId, Term};
 use prost::Message as _;
@@ -12,13 +13,15 @@ use raft::eraftpb::{
 };
 use raft::{RawNode, SnapshotStatus, StateRole};
 use raft_proto::ConfChangeI as _;
-use skiff_proto::store as pb;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Entries that stay in memory behind a snapshot, for followers that are a little behind.
 const CATCH_UP_ENTRIES: u64 = 2000;
 /// Commands of one entry together hold at most this many bytes (a bigger command has an entry to itself).
 const ENTRY_BYTES: usize = 512 << 10;
+/// Applied entries that stay in memory before a snapshot takes their place.
+const LOG_BYTES: usize = 16 << 20;
 
 /// How often things happen, in ticks. One tick is the driver's period.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +37,7 @@ pub enum Input {
     /// From another member.
     Message(Box<Message>),
     /// Commands to put in the log; refused (see [`Output::refused`]) unless this is the leader.
-    Propose(Vec<pb::Command>),
+    Propose(Vec<Arc<Proposal>>),
     /// A membership change; refused likewise. The context comes back in [`Committed::conf_change`].
     Change(ConfChangeV2),
     /// Ask for an index that covers every write acknowledged so far; answered in [`Output::reads`] by the same number.
@@ -68,9 +71,38 @@ pub struct Persist {
 pub struct Committed {
     pub index: u64,
     pub term: Term,
-    pub batch: Option<pb::Batch>,
+    pub commands: Commands,
+    /// Of the entry's data.
+    pub bytes: usize,
     /// For a membership change: the membership from here on.
     pub conf_state: Option<ConfState>,
+}
+
+/// The commands of an entry.
+pub enum Commands {
+    /// Proposed by this member in this term: it has them decoded already.
+    Own(Vec<Arc<Proposal>>),
+    Decoded(Vec<Command>),
+}
+
+impl Commands {
+    pub fn iter(&self) -> impl Iterator<Item = &Command> {
+        let (own, decoded) = match self {
+            Commands::Own(own) => (&own[..], &[][..]),
+            Commands::Decoded(decoded) => (&[][..], &decoded[..]),
+        };
+        own.iter().map(|p| &p.command).chain(decoded)
+    }
+}
+
+/// What makes this member's state the newest there is, so that it may answer reads by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authority {
+    None,
+    /// It is the only voter and has applied what earlier terms left.
+    Sole,
+    /// It leads in this term, and may count a lease from each round of heartbeats that a majority answers.
+    Quorum(Term),
 }
 
 /// What one round of inputs came to.
@@ -82,7 +114,7 @@ pub struct Output {
     /// (number of the request, index to wait for).
     pub reads: Vec<(u64, u64)>,
     /// Commands that were not put in the log because this is not the leader.
-    pub refused: Vec<pb::Command>,
+    pub refused: Vec<Arc<Proposal>>,
     /// The leader or the term changed: (term, leader or 0, whether this member leads).
     pub leadership: Option<(Term, MemberId, bool)>,
     /// Another member needs a snapshot newer than the one on disk.
@@ -96,8 +128,14 @@ pub struct Replica {
     node: RawNode<RaftLog>,
     /// Messages that wait for a batch to be on disk.
     waiting: VecDeque<(u64, Vec<Message>)>,
-    refused: Vec<pb::Command>,
-    queued: Vec<pb::Command>,
+    refused: Vec<Arc<Proposal>>,
+    queued: Vec<Arc<Proposal>>,
+    /// What this member has proposed and not seen committed: (index, term, commands).
+    proposed: VecDeque<(u64, Term, Vec<Arc<Proposal>>)>,
+    /// Ticks that are left in which this member votes for nobody: before it was restarted it may have promised a leader its silence.
+    mute_ticks: usize,
+    /// The term in which leadership was handed over: no lease is counted in it any more.
+    handed_over: Term,
     persisted_next: u64,
     last_seen: (Term, MemberId, bool),
 }
@@ -118,6 +156,7 @@ impl Replica {
             ..Default::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let has_past = log.has_past();
         let mut node = RawNode::new(&config, log, &logger)?;
         node.set_batch_append(true);
         let mut replica = Replica {
@@ -125,6 +164,9 @@ impl Replica {
             waiting: VecDeque::new(),
             refused: Vec::new(),
             queued: Vec::new(),
+            proposed: VecDeque::new(),
+            mute_ticks: if has_past { timing.election_ticks } else { 0 },
+            handed_over: 0,
             persisted_next: 0,
             last_seen: (0, 0, false),
         };
@@ -137,6 +179,33 @@ impl Replica {
 
     pub fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
+    }
+
+    /// Whether this member is the only voter.
+    pub fn is_alone(&self) -> bool {
+        self.voters() == [self.node.raft.id]
+    }
+
+    /// The highest index that this member knows to be agreed on.
+    pub fn committed(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// On what this member's own reads may rest.
+    pub fn authority(&self) -> Authority {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader || !raft.commit_to_current_term() || raft.term == self.handed_over {
+            return Authority::None;
+        }
+        let conf = raft.prs().conf();
+        match raft.prs().iter().len() {
+            // A learner that is about to vote does not count yet; two halves of a joint membership do.
+            1 => Authority::Sole,
+            _ if conf.to_conf_state().voters == [raft.id] && conf.to_conf_state().voters_outgoing.is_empty() => {
+                Authority::Sole
+            }
+            _ => Authority::Quorum(raft.term),
+        }
     }
 
     fn voters(&self) -> Vec<MemberId> {
@@ -154,10 +223,16 @@ impl Replica {
         self.node.store().base_index()
     }
 
+    /// As [`Input::Propose`] of one command.
+    pub fn propose_one(&mut self, proposal: Arc<Proposal>) {
+        self.queued.push(proposal);
+    }
+
     /// Takes one input. Call [`Replica::drain`] after some of them.
     pub fn take(&mut self, input: Input) {
         match input {
             Input::Tick => {
+                self.mute_ticks = self.mute_ticks.saturating_sub(1);
                 self.node.tick();
             }
             Input::Message(message) => self.message(*message),
@@ -170,7 +245,10 @@ impl Replica {
                 self.node.on_persist_ready(number);
                 self.persisted_next = self.persisted_next.max(number + 1);
             }
-            Input::Applied(index) => self.node.advance_apply_to(index),
+            Input::Applied(index) => {
+                self.node.advance_apply_to(index);
+                self.node.mut_store().trim(index, LOG_BYTES);
+            }
             Input::Unreachable(id) => self.node.report_unreachable(id),
             Input::Closed(id) => {
                 // Pre-votes are refused while a leader is believed alive; the closed connection says that it is not.
@@ -189,11 +267,19 @@ impl Replica {
             Input::Campaign => {
                 let _ = self.node.campaign();
             }
-            Input::TransferTo(id) => self.node.transfer_leader(id),
+            Input::TransferTo(id) => {
+                // Whoever is told to stand for election does so whatever was promised to this leader.
+                self.handed_over = self.node.raft.term;
+                self.node.transfer_leader(id);
+            }
         }
     }
 
     fn message(&mut self, message: Message) {
+        use MessageType::{MsgRequestPreVote, MsgRequestVote};
+        if self.mute_ticks > 0 && matches!(message.get_msg_type(), MsgRequestVote | MsgRequestPreVote) {
+            return;
+        }
         // An error here means a message that does not concern this member (a stale term, an unknown sender).
         let _ = self.node.step(message);
     }
@@ -208,24 +294,43 @@ impl Replica {
             self.refused.extend(commands);
             return;
         }
-        let mut batch = pb::Batch::default();
-        let mut bytes = 0;
+        let (mut entry, mut bytes) = (Vec::new(), 0);
         for command in commands {
-            let size = command.encoded_len();
+            let size = command.encoded.len() + 6;
             if bytes > 0 && bytes + size > ENTRY_BYTES {
-                self.propose(std::mem::take(&mut batch));
+                self.propose(std::mem::take(&mut entry), bytes);
                 bytes = 0;
             }
             bytes += size;
-            batch.commands.push(command);
+            entry.push(command);
         }
-        self.propose(batch);
+        self.propose(entry, bytes);
     }
 
-    fn propose(&mut self, batch: pb::Batch) {
-        if self.node.propose(Vec::new(), batch.encode_to_vec()).is_err() {
-            self.refused.extend(batch.commands);
+    fn propose(&mut self, commands: Vec<Arc<Proposal>>, bytes: usize) {
+        let mut data = Vec::with_capacity(bytes);
+        commands.iter().for_each(|c| command::push_to_batch(&mut data, &c.encoded));
+        if self.node.propose(Vec::new(), data).is_err() {
+            self.refused.extend(commands);
+            return;
         }
+        let (index, term) = (self.node.raft.raft_log.last_index(), self.node.raft.term);
+        self.proposed.push_back((index, term, commands));
+    }
+
+    /// The commands of an entry that this member proposed itself.
+    fn take_proposed(&mut self, entry: &Entry) -> Option<Vec<Arc<Proposal>>> {
+        while let Some((index, term, commands)) = self.proposed.pop_front() {
+            if (index, term) == (entry.index, entry.term) {
+                return Some(commands);
+            }
+            // A leader that lost its office may find its entries replaced; what is committed later stays.
+            if index > entry.index {
+                self.proposed.push_front((index, term, commands));
+                return None;
+            }
+        }
+        None
     }
 
     /// What the inputs since the last call came to. Repeat until it is empty.
@@ -297,13 +402,24 @@ impl Replica {
     }
 
     fn commit(&mut self, entry: Entry) -> Result<Committed, String> {
+        let own = self.take_proposed(&entry);
         let undecodable = |e: prost::DecodeError| format!("entry {} of the log cannot be decoded: {e}", entry.index);
-        let mut committed = Committed { index: entry.index, term: entry.term, batch: None, conf_state: None };
+        let mut committed = Committed {
+            index: entry.index,
+            term: entry.term,
+            commands: Commands::Decoded(Vec::new()),
+            bytes: entry.data.len(),
+            conf_state: None,
+        };
         let change = match entry.get_entry_type() {
             EntryType::EntryNormal => {
-                if !entry.data.is_empty() {
-                    committed.batch = Some(pb::Batch::decode(entry.data.clone()).map_err(undecodable)?);
-                }
+                committed.commands = match own {
+                    Some(own) => Commands::Own(own),
+                    None => Commands::Decoded(
+                        command::decode_batch(entry.data.clone())
+                            .map_err(|e| format!("entry {} of the log holds {e}", entry.index))?,
+                    ),
+                };
                 return Ok(committed);
             }
             EntryType::EntryConfChange => ConfChange::decode(entry.data.clone()).map_err(undecodable)?.into_v2(),

@@ -42,13 +42,21 @@ pub fn newest(disk: &dyn Disk) -> io::Result<Option<String>> {
     Ok(disk.list()?.into_iter().filter(|n| n.starts_with(PREFIX)).max())
 }
 
-/// Removes all snapshots but the newest, and what an interrupted writer left.
+/// Removes all snapshots but the newest.
 pub fn tidy(disk: &dyn Disk) -> io::Result<()> {
     let newest = newest(disk)?;
     for name in disk.list()? {
-        if (name.starts_with(PREFIX) && Some(&name) != newest.as_ref()) || name.starts_with("tmp-") {
+        if name.starts_with(PREFIX) && Some(&name) != newest.as_ref() {
             disk.remove(&name)?;
         }
+    }
+    Ok(())
+}
+
+/// Removes what interrupted writers left. Only before anything else is begun: files that are being written have such names, too.
+pub fn sweep_unfinished(disk: &dyn Disk) -> io::Result<()> {
+    for name in disk.list()?.into_iter().filter(|name| name.starts_with("tmp-")) {
+        disk.remove(&name)?;
     }
     Ok(())
 }
@@ -60,13 +68,32 @@ pub fn write(disk: &dyn Disk, machine: &RwLock<Machine>, cluster_id: u64) -> io:
         machine.kv.pin();
         machine.header(cluster_id)
     };
-    let written = write_pinned(disk, machine, &header);
+    let written = write_pinned(disk, machine, &header, UNFINISHED);
     machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
-    written.map(|()| header)
+    written?;
+    disk.rename(UNFINISHED, &file_name(header.index))?;
+    Ok(header)
 }
 
-fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::SnapshotHeader) -> io::Result<()> {
-    disk.remove(UNFINISHED)?;
+/// Writes the state as it is now to a file of this name, which is no part of this member's data: for somebody to take away.
+pub fn export(disk: &dyn Disk, machine: &RwLock<Machine>, cluster_id: u64, name: &str) -> io::Result<()> {
+    let header = {
+        let mut machine = machine.write().unwrap_or_else(|e| e.into_inner());
+        machine.kv.pin();
+        machine.header(cluster_id)
+    };
+    let written = write_pinned(disk, machine, &header, name);
+    machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
+    written
+}
+
+/// Writes a state that nobody else holds.
+pub fn write_whole(disk: &dyn Disk, machine: Machine, cluster_id: u64) -> io::Result<pb::SnapshotHeader> {
+    write(disk, &RwLock::new(machine), cluster_id)
+}
+
+fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::SnapshotHeader, name: &str) -> io::Result<()> {
+    disk.remove(name)?;
     let mut buffer = Vec::with_capacity(FLUSH_BYTES * 2);
     record::push(&mut buffer, &header.encode_to_vec());
     let (mut after, mut total) = (None::<Bytes>, 0);
@@ -81,7 +108,7 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
             record::push(&mut buffer, &pb::SnapshotPairs { pairs, ..Default::default() }.encode_to_vec());
         }
         if buffer.len() >= FLUSH_BYTES {
-            disk.append(UNFINISHED, &buffer)?;
+            disk.append(name, &buffer)?;
             buffer.clear();
         }
         match last {
@@ -90,9 +117,8 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
         }
     }
     record::push(&mut buffer, &pb::SnapshotPairs { pairs: Vec::new(), total, last: true }.encode_to_vec());
-    disk.append(UNFINISHED, &buffer)?;
-    disk.sync(UNFINISHED)?;
-    disk.rename(UNFINISHED, &file_name(header.index))
+    disk.append(name, &buffer)?;
+    disk.sync(name)
 }
 
 fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {
@@ -112,7 +138,8 @@ pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyV
     parse(&data).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
 }
 
-fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
+/// The header and the pairs in a snapshot's bytes; anything behind the last record is not looked at.
+pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
     let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header".into()) };
     let header = pb::SnapshotHeader::decode(payload).map_err(|e| e.to_string())?;
     if header.format > crate::command::COMMAND_FORMAT {
@@ -152,6 +179,7 @@ pub fn metadata(header: &pb::SnapshotHeader) -> SnapshotMetadata {
 mod tests {
     use super::*;
     use crate::disk::MemoryDisk;
+    use crate::kv::Kv;
     use crate::types::{Op, Txn};
 
     #[test]
@@ -163,13 +191,19 @@ mod tests {
         }
         machine.index = 77;
         let revision = machine.kv.revision();
-        let hash = machine.kv.hash(revision);
+        let hash = |kv: &Kv| {
+            let mut hasher = crate::kv::sweep::Hasher::new(kv.compacted(), kv.revision());
+            kv.chunk_after(None, usize::MAX, kv.revision()).0.iter().for_each(|p| hasher.feed(p));
+            hasher.finish()
+        };
+        let before = hash(&machine.kv);
         let (disk, machine) = (MemoryDisk::default(), RwLock::new(machine));
         write(&disk, &machine, 5).unwrap();
         let name = newest(&disk).unwrap().unwrap();
         let (header, pairs) = read(&disk, &name).unwrap();
         assert_eq!((header.index, header.cluster_id, pairs.len()), (77, 5, 2500));
-        assert_eq!(Machine::restore(header, pairs).kv.hash(revision), hash);
+        let back = Machine::restore(header, pairs);
+        assert_eq!((back.kv.revision(), hash(&back.kv)), (revision, before));
         let len = disk.read(&name).unwrap().len() as u64;
         disk.truncate(&name, len - 1).unwrap();
         assert!(matches!(read(&disk, &name), Err(SnapshotError::Damaged { .. })));

@@ -3,13 +3,16 @@
 //! A write goes to the leader, wherever that is, and is answered once *this* member has applied it; so a read that follows on the
 //! same member sees it. While the leader is being replaced, the same command is sent again: the machine applies it once.
 
-use crate::command::txn_to_pb;
-use crate::config::{Config, Data};
+use crate::clock::BootClock;
+use crate::command::{Command, Kind, Proposal};
+use crate::config::{Config, Data, Limits};
 use crate::disk::{Disk, MemoryDisk, RealDisk};
-use crate::driver::{self, Counters, Outbox, Shared, Wake, command};
+use crate::driver::{self, Counters, Outbox, Shared, Wake, lock};
 use crate::error::{Error, WatchError};
 use crate::hub::Hub;
 use crate::hub::Watcher;
+use crate::keeper;
+use crate::kv::sweep::Hasher;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::membership;
@@ -20,26 +23,27 @@ use crate::snapshot;
 use crate::transport::{self, Transport};
 use crate::types::*;
 use anyhow::Context as _;
+use bytes::Bytes;
 use rand::RngExt as _;
 use skiff_proto::store as pb;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 const TICK: Duration = Duration::from_millis(25);
 /// Heartbeats every 100 ms; an election after 500 to 1000 ms of silence.
 const TIMING: Timing = Timing { heartbeat_ticks: 4, election_ticks: 20 };
 /// A request that has not been answered by then fails; whether it happened is not known.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an attempt waits before the same command is sent again.
-const ATTEMPT: Duration = Duration::from_millis(1500);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_ATTEMPT: Duration = Duration::from_millis(300);
 /// Writes under way at once from this process; more wait.
-const WRITES_MAX: usize = 1024;
-/// etcd's default limit on a request.
+const WRITES_MAX: usize = 4096;
+/// The log's limit on a command; servers in front of the store may set a lower one.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Keys looked at under one lock when a whole store is digested.
+const KEYS_A_LOOK: usize = 2000;
 
 /// A member of the replicated store. Cheap to clone; the member stops when [`Store::stop`] is called.
 #[derive(Clone)]
@@ -50,7 +54,9 @@ pub struct Store {
 struct Inner {
     shared: Arc<Shared>,
     transport: Transport,
+    limits: Limits,
     sequence: AtomicU64,
+    exports: AtomicU64,
     writes: Semaphore,
     reads: mpsc::Sender<oneshot::Sender<Result<u64, Error>>>,
     receiving: tokio::sync::Mutex<()>,
@@ -73,6 +79,7 @@ impl Store {
             ),
             None => Arc::new(MemoryDisk::default()),
         };
+        snapshot::sweep_unfinished(&*disk)?;
         let data = Data::open(&*disk, &config).await?;
         let seeds: HashMap<_, _> = data.seeds.iter().map(|m| (m.id, m.peer_addr.clone())).collect();
         let (log, found) = Log::open(disk.clone()).context("opening the store's log")?;
@@ -91,8 +98,8 @@ impl Store {
             None => (Machine::new(), Default::default()),
         };
         snapshot::tidy(&*disk)?;
-        let revision = machine.kv.revision();
-        let (index, id) = (machine.index, data.member.id);
+        let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
+        let id = data.member.id;
         let replica = Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING)
             .with_context(|| format!("starting member {id:x}"))?;
         let (inbox, wakes) = std::sync::mpsc::channel();
@@ -102,12 +109,20 @@ impl Store {
             machine: RwLock::new(machine),
             hub: Hub::default(),
             disk,
+            clock: Arc::new(BootClock),
             inbox,
             leadership: watch::Sender::new(Leadership { this: id, ..Default::default() }),
             applied: watch::Sender::new((index, revision)),
+            applied_index: AtomicU64::new(index),
+            committed_index: AtomicU64::new(index),
+            lease_until: AtomicU64::new(0),
+            swept: watch::Sender::new(compacted),
+            lessor: Mutex::default(),
+            lessor_changed: Notify::new(),
             failure: watch::Sender::new(None),
-            waiters: Mutex::default(),
-            refused: Mutex::default(),
+            failed: Default::default(),
+            pending: Mutex::default(),
+            pending_changed: Notify::new(),
             reads: Mutex::default(),
             origin: rand::rng().random(),
             counters: Counters::default(),
@@ -120,18 +135,23 @@ impl Store {
         let inner = Inner {
             shared: shared.clone(),
             transport,
+            limits: config.limits,
             sequence: AtomicU64::new(0),
+            exports: AtomicU64::new(0),
             writes: Semaphore::new(WRITES_MAX),
             reads,
             receiving: tokio::sync::Mutex::default(),
             stopped: watch::Sender::new(false),
         };
         let store = Store { inner: Arc::new(inner) };
-        tokio::spawn(answer_reads(shared, read_queue));
+        tokio::spawn(answer_reads(shared.clone(), read_queue));
+        tokio::spawn(transport::carry(shared, store.inner.transport.clone(), store.stopped()));
         if let Some(listener) = config.listener {
             store.serve_peers(listener, config.tls)?;
         }
-        tokio::spawn(membership::lead(store.clone(), config.limits));
+        tokio::spawn(membership::lead(store.clone()));
+        tokio::spawn(keeper::count_leases(store.clone()));
+        tokio::spawn(keeper::keep_small(store.clone()));
         tokio::spawn(membership::announce(store.clone(), data.member));
         Ok(store)
     }
@@ -183,12 +203,20 @@ impl Store {
         &self.inner.shared
     }
 
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.inner.transport
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
     pub(crate) async fn receiving(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.inner.receiving.lock().await
     }
 
     /// True once [`Store::stop`] was called.
-    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+    pub fn stopped(&self) -> watch::Receiver<bool> {
         self.inner.stopped.subscribe()
     }
 
@@ -206,14 +234,14 @@ impl Store {
         self.shared().leadership.subscribe()
     }
 
+    /// The term as this member knows it, without subscribing.
+    pub fn term(&self) -> Term {
+        self.shared().leadership.borrow().term
+    }
+
     /// Why the replica stopped; None while it runs.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.shared().failure.subscribe()
-    }
-
-    /// The members that the group has agreed on.
-    pub fn members(&self) -> Vec<Member> {
-        self.shared().machine.read().unwrap_or_else(|e| e.into_inner()).members.values().cloned().collect()
     }
 
     /// The revision applied here.
@@ -221,13 +249,52 @@ impl Store {
         self.shared().applied.borrow().1
     }
 
+    /// How this member is doing.
+    pub fn status(&self) -> Status {
+        let shared = self.shared();
+        let machine = shared.look();
+        Status {
+            leadership: shared.leadership.borrow().clone(),
+            committed_index: shared.committed_index.load(Ordering::Acquire),
+            applied_index: machine.index,
+            revision: machine.kv.revision(),
+            compacted: machine.kv.compacted(),
+            size_bytes: machine.kv.size(),
+            quota_bytes: self.inner.limits.quota_bytes,
+            learner: machine.conf_state.learners.contains(&shared.id),
+            alarms: machine.alarms.iter().copied().collect(),
+        }
+    }
+
     /// Reads keys. Linearizable unless the request says `serializable`.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
-        if !request.serializable {
-            let index = self.read_index().await?;
-            self.wait_index(index).await?;
+        if request.serializable {
+            return self.shared().look().kv.range(&request);
         }
-        self.shared().machine.read().unwrap_or_else(|e| e.into_inner()).kv.range(&request)
+        self.linearizable(|machine| machine.kv.range(&request)).await?
+    }
+
+    /// Looks at the state once it covers every write that was acknowledged before this call, wherever.
+    pub(crate) async fn linearizable<T>(&self, look: impl Fn(&Machine) -> T) -> Result<T, Error> {
+        let shared = self.shared();
+        // Under a lease nobody else can have acknowledged anything that this member has not seen committed.
+        if shared.has_lease() {
+            let committed = shared.committed_index.load(Ordering::Acquire);
+            self.wait_index(committed).await?;
+            let seen = look(&shared.look());
+            // The look may have taken longer than the lease lasted.
+            if shared.has_lease() {
+                return Ok(seen);
+            }
+        }
+        let index = self.read_index().await?;
+        self.wait_index(index).await?;
+        Ok(look(&shared.look()))
+    }
+
+    /// Returns once this member has seen every write that was acknowledged before the call.
+    pub async fn barrier(&self) -> Result<(), Error> {
+        self.linearizable(|_| ()).await
     }
 
     /// Begins a watch.
@@ -235,19 +302,89 @@ impl Store {
         if self.shared().failure.borrow().is_some() || *self.inner.stopped.borrow() {
             return Err(WatchError::Stopped);
         }
-        let machine = self.shared().machine.read().unwrap_or_else(|e| e.into_inner());
+        let machine = self.shared().look();
         self.shared().hub.register(request, &machine.kv, self.shared().applied.subscribe())
     }
 
     /// Carries out a transaction, wherever the leader is. After [`Error::Unknown`] it may or may not have happened.
-    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
-        let fence = txn.fence.unwrap_or(0);
-        self.submit(fence, pb::command::Kind::Txn(txn_to_pb(&txn))).await
+    pub async fn txn(&self, mut txn: Txn) -> Result<TxnResponse, Error> {
+        if txn.fence.is_none() && txn.is_read_only() {
+            return self.linearizable(|machine| machine.kv.read_txn(&txn)).await?;
+        }
+        let fence = txn.fence.take().unwrap_or(0);
+        if self.inner.limits.quota_bytes > 0 && txn.may_put() {
+            self.check_room(&txn).await?;
+        }
+        self.submit(fence, Kind::Txn(txn)).await
     }
 
-    /// Drops history before `revision`.
-    pub async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        self.submit(0, pb::command::Kind::Compact(revision)).await.map(|_| ())
+    /// Drops history before `revision`. With `physical`, waits until its memory is free again.
+    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<(), Error> {
+        self.submit(0, Kind::Compact(revision)).await?;
+        if physical {
+            let mut swept = self.shared().swept.subscribe();
+            let _ = tokio::time::timeout(REQUEST_TIMEOUT, swept.wait_for(|at| *at >= revision)).await;
+        }
+        Ok(())
+    }
+
+    /// Raises or ends an alarm.
+    pub async fn alarm(&self, alarm: Alarm, raise: bool) -> Result<(), Error> {
+        self.submit(0, Kind::Alarm { alarm, raise }).await.map(|_| ())
+    }
+
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.shared().look().alarms.iter().copied().collect()
+    }
+
+    /// A digest of what is readable at `revision` (0 = the latest): (digest, compacted revision, revision). Members that agree
+    /// on both revisions have the same.
+    pub async fn hash_kv(&self, revision: Revision) -> Result<(u32, Revision, Revision), Error> {
+        let (compacted, at) = {
+            let mut machine = self.shared().machine.write().unwrap_or_else(|e| e.into_inner());
+            let current = machine.kv.revision();
+            if revision > current {
+                return Err(Error::Future { asked: revision, current });
+            }
+            let (compacted, at) = (machine.kv.compacted(), if revision == 0 { current } else { revision });
+            if at < compacted {
+                return Err(Error::Compacted { asked: at, oldest: compacted });
+            }
+            machine.kv.pin();
+            (compacted, at)
+        };
+        let shared = self.shared().clone();
+        let digest = tokio::task::spawn_blocking(move || {
+            let mut hasher = Hasher::new(compacted, at);
+            let mut after: Option<Bytes> = None;
+            loop {
+                let (pairs, last) = shared.look().kv.chunk_after(after.as_ref(), KEYS_A_LOOK, at);
+                pairs.iter().for_each(|pair| hasher.feed(pair));
+                match last {
+                    Some(key) => after = Some(key),
+                    None => break hasher.finish(),
+                }
+            }
+        });
+        let digest = digest.await;
+        self.shared().machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
+        digest.map(|digest| (digest, compacted, at)).map_err(|e| Error::Failed(e.to_string()))
+    }
+
+    /// A snapshot of the state as it is now, as a stream of chunks; `(bytes that are left after it, chunk)`.
+    pub async fn export(&self) -> Result<mpsc::Receiver<std::io::Result<(u64, Bytes)>>, Error> {
+        let shared = self.shared().clone();
+        let name = format!("tmp-export-{}", self.inner.exports.fetch_add(1, Ordering::Relaxed));
+        let (chunks, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let written = snapshot::export(&*shared.disk, &shared.machine, shared.cluster_id, &name)
+                .and_then(|()| crate::offline::stream(&*shared.disk, &name, &chunks));
+            if let Err(e) = written {
+                let _ = chunks.blocking_send(Err(e));
+            }
+            let _ = shared.disk.remove(&name);
+        });
+        Ok(receiver)
     }
 
     /// Waits until this member has applied `revision`.
@@ -255,7 +392,10 @@ impl Store {
         self.wait_applied(|(_, applied)| *applied >= revision).await
     }
 
-    async fn wait_index(&self, index: u64) -> Result<(), Error> {
+    pub(crate) async fn wait_index(&self, index: u64) -> Result<(), Error> {
+        if self.shared().applied_index.load(Ordering::Acquire) >= index {
+            return Ok(());
+        }
         self.wait_applied(|(applied, _)| *applied >= index).await
     }
 
@@ -275,77 +415,40 @@ impl Store {
         index.await.map_err(|_| Error::Stopped)?
     }
 
-    pub(crate) async fn submit(&self, fence: Term, kind: pb::command::Kind) -> Result<TxnResponse, Error> {
-        let _slot = self.inner.writes.acquire().await.map_err(|_| Error::Stopped)?;
+    pub(crate) async fn submit(&self, fence: Term, kind: Kind) -> Result<TxnResponse, Error> {
         let shared = self.shared();
-        if let Some(why) = &*shared.failure.borrow() {
-            return Err(Error::Failed(why.clone()));
+        if shared.failed.load(Ordering::Acquire) {
+            return Err(Error::Failed(shared.failure.borrow().clone().unwrap_or_default()));
         }
+        let _slot = self.inner.writes.acquire().await.map_err(|_| Error::Stopped)?;
         let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let command = command(shared.origin, sequence, fence, kind);
-        let size = prost::Message::encoded_len(&command);
+        let proposal = Arc::new(Proposal::new(Command { origin: shared.origin, sequence, fence, kind }));
+        let size = proposal.encoded.len();
         if size > REQUEST_BYTES_MAX {
             return Err(Error::TooLarge { size, limit: REQUEST_BYTES_MAX });
         }
         shared.counters.proposals.fetch_add(1, Ordering::Relaxed);
-        let (waiter, mut outcome) = oneshot::channel();
-        lock(&shared.waiters).insert(sequence, waiter);
-        let deadline = tokio::time::Instant::now() + REQUEST_TIMEOUT;
-        let mut leadership = shared.leadership.subscribe();
-        let mut sent = false;
-        let result = loop {
-            let leader = leadership.borrow_and_update().clone();
-            // Leader-only work is not tried again under another leader.
-            if fence != 0 && leader.term > fence {
-                break Err(Error::Fenced { fence, term: leader.term });
+        let (answer, outcome) = oneshot::channel();
+        let now = shared.clock.now_ms();
+        let deadline = now + REQUEST_TIMEOUT.as_millis() as u64;
+        let leads = {
+            let leadership = shared.leadership.borrow();
+            if fence != 0 && leadership.term > fence {
+                return Err(Error::Fenced { fence, term: leadership.term });
             }
-            let (refused, mut was_refused) = oneshot::channel();
-            if leader.is_leader() {
-                lock(&shared.refused).insert(sequence, refused);
-                shared.input(Input::Propose(vec![command.clone()]));
-                sent = true;
-            } else if let Some(id) = leader.leader {
-                sent |= self.forward(id, command.clone()).await;
-            }
-            let attempt_ends = (tokio::time::Instant::now() + ATTEMPT).min(deadline);
-            let done = tokio::select! {
-                outcome = &mut outcome => Some(outcome.unwrap_or(Err(Error::Stopped))),
-                _ = leadership.changed() => None,
-                Ok(()) = &mut was_refused => None,
-                () = tokio::time::sleep_until(attempt_ends) => None,
-            };
-            lock(&shared.refused).remove(&sequence);
-            if let Some(done) = done {
-                break done;
-            }
-            if tokio::time::Instant::now() >= deadline {
-                break Err(match sent {
-                    true => Error::Unknown(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())),
-                    false => Error::NoLeader,
-                });
-            }
-            if leadership.borrow().leader.is_none() {
-                let wait = tokio::time::timeout_at(deadline, leadership.wait_for(|l| l.leader.is_some()));
-                let _ = wait.await;
-                leadership.mark_changed();
-            }
+            leadership.is_leader()
         };
-        lock(&shared.waiters).remove(&sequence);
-        result
-    }
-
-    /// Hands a command to the leader; whether it took it. The outcome comes through the log.
-    async fn forward(&self, leader: MemberId, command: pb::Command) -> bool {
-        let Some(channel) = self.inner.transport.channel_to(leader) else { return false };
-        let call = async { transport::client(channel).forward(pb::Batch { commands: vec![command] }).await };
-        match tokio::time::timeout(ATTEMPT, call).await {
-            Ok(Ok(answer)) if answer.get_ref().accepted => true,
-            // Not taken, or nobody knows: a little later there may be another leader.
-            _ => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                false
-            }
+        lock(&shared.pending).add(proposal.clone(), answer, now, deadline, leads);
+        if leads {
+            let _ = shared.inbox.send(Wake::Propose(proposal));
+        } else {
+            shared.pending_changed.notify_one();
         }
+        // Whoever fails drains the pending commands first; one that came after that is told here.
+        if shared.failed.load(Ordering::Acquire) {
+            return Err(Error::Failed(shared.failure.borrow().clone().unwrap_or_default()));
+        }
+        outcome.await.unwrap_or(Err(Error::Stopped))
     }
 
     pub(crate) async fn progress(&self) -> Vec<(MemberId, u64, bool)> {
@@ -354,30 +457,33 @@ impl Store {
         progress.await.unwrap_or_default()
     }
 
-    /// A peer's stream ended. If that peer led, it is most likely dead: stand for election, the members a little apart.
+    /// A peer's stream ended. If that peer led and nobody listens at its address any more, its process is dead: stand for
+    /// election, the members a little apart. A connection that was merely cut proves nothing: that leader may hold a lease still.
     pub(crate) fn peer_closed(&self, id: MemberId) {
-        if *self.inner.stopped.borrow() {
+        if *self.inner.stopped.borrow() || self.shared().leadership.borrow().leader != Some(id) {
             return;
         }
+        let Some(addr) = self.members().into_iter().find(|m| m.id == id).map(|m| m.peer_addr) else { return };
         let shared = self.shared().clone();
-        let led = shared.leadership.borrow().leader == Some(id);
-        shared.input(Input::Closed(id));
-        if led {
-            let apart = Duration::from_millis(rand::rng().random_range(5..60));
-            tokio::spawn(async move {
-                tokio::time::sleep(apart).await;
-                let now = shared.leadership.borrow().clone();
-                if now.leader.is_none() || now.leader == Some(id) {
-                    shared.input(Input::Campaign);
-                }
-            });
-        }
+        let apart = Duration::from_millis(rand::rng().random_range(5..60));
+        tokio::spawn(async move {
+            let dial = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(&addr)).await;
+            if !matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+                return;
+            }
+            shared.input(Input::Closed(id));
+            tokio::time::sleep(apart).await;
+            let now = shared.leadership.borrow().clone();
+            if now.leader.is_none() || now.leader == Some(id) {
+                shared.input(Input::Campaign);
+            }
+        });
     }
 
     /// Prometheus text.
     pub fn metrics(&self) -> String {
         let shared = self.shared();
-        let machine = shared.machine.read().unwrap_or_else(|e| e.into_inner());
+        let machine = shared.look();
         let leadership = shared.leadership.borrow();
         let mut text = String::new();
         let mut line = |kind: &str, name: &str, help: &str, value: u64| {
@@ -395,6 +501,9 @@ impl Store {
         );
         line("gauge", "skiff_store_watchers", "Running watches.", shared.hub.len() as u64);
         line("gauge", "skiff_store_is_leader", "1 while this member leads.", leadership.is_leader() as u64);
+        line("gauge", "skiff_store_has_leader", "1 while a leader is known.", leadership.leader.is_some() as u64);
+        line("gauge", "skiff_store_alarms", "Alarms that are raised.", machine.alarms.len() as u64);
+        line("gauge", "skiff_store_leases", "Leases that have not ended.", machine.kv.leases().count() as u64);
         line("gauge", "skiff_store_term", "The Raft term.", leadership.term);
         line("gauge", "skiff_store_applied_index", "The last applied entry.", machine.index);
         line("counter", "skiff_store_proposals_total", "Writes asked for here.", count(&shared.counters.proposals));
@@ -408,10 +517,6 @@ impl Store {
         );
         text
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Answers reads by ReadIndex, all that wait by one round. Raft drops the question silently while a new leader has not committed

@@ -6,7 +6,8 @@
 
 use crate::command::member_to_pb;
 use crate::disk::Disk;
-use crate::driver::{Outbox, Shared};
+use crate::driver::{Outbox, Shared, lock};
+use crate::error::MemberCode;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
 use crate::types::*;
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 const QUEUE_MAX: usize = 4096;
@@ -132,7 +133,13 @@ impl Transport {
             .inspect_err(|e| tracing::warn!("member {id:x} has an address that cannot be dialled, {addr}: {e}"))
             .ok()?;
         let (queue, messages) = mpsc::channel(QUEUE_MAX);
-        self.inner.runtime.spawn(send_messages(id, shared.id, channel.clone(), messages, Arc::downgrade(&shared)));
+        self.inner.runtime.spawn(send_messages(
+            id,
+            (shared.id, shared.cluster_id),
+            channel.clone(),
+            messages,
+            Arc::downgrade(&shared),
+        ));
         let peer = Peer { addr, queue, channel };
         peers.insert(id, peer.clone());
         Some(peer)
@@ -160,7 +167,7 @@ impl Outbox for Transport {
 /// Keeps a stream of messages to one peer open until the transport forgets the peer.
 async fn send_messages(
     to: MemberId,
-    from: MemberId,
+    (from, cluster_id): (MemberId, u64),
     channel: Channel,
     mut messages: mpsc::Receiver<Message>,
     shared: Weak<Shared>,
@@ -175,7 +182,7 @@ async fn send_messages(
         let mut next = Some(first);
         let pump = async {
             while let Some(message) = next {
-                let mut item = pb::RaftMessages { from, messages: vec![message.encode_to_vec().into()] };
+                let mut item = pb::RaftMessages { from, cluster_id, messages: vec![message.encode_to_vec().into()] };
                 while item.messages.len() < 256
                     && let Ok(more) = messages.try_recv()
                 {
@@ -240,12 +247,76 @@ fn read_chunks(
     }
 }
 
-/// Asks a member of a running group to take this one in; follows it to the leader. Gives the group's id and members.
+/// How long an attempt waits before the same command is sent again.
+const ATTEMPT: Duration = Duration::from_millis(1500);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Batches on their way to the leader at once.
+const FORWARDS_MAX: usize = 4;
+
+/// Brings the commands that wait in this process to whoever leads, again whenever that changes.
+pub async fn carry(shared: Arc<Shared>, transport: Transport, mut stopped: watch::Receiver<bool>) {
+    let under_way = Arc::new(Semaphore::new(FORWARDS_MAX));
+    let mut leadership = shared.leadership.subscribe();
+    let mut led_by = None;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return lock(&shared.pending).fail_all(&crate::error::Error::Stopped),
+            _ = leadership.changed() => {}
+            () = shared.pending_changed.notified() => {}
+            _ = look.tick() => {
+                let mut pending = lock(&shared.pending);
+                if !pending.is_empty() {
+                    pending.look(shared.clock.now_ms(), ATTEMPT.as_millis() as u64);
+                }
+            }
+        }
+        let now = leadership.borrow_and_update().clone();
+        if led_by != Some((now.term, now.leader)) {
+            led_by = Some((now.term, now.leader));
+            lock(&shared.pending).send_all_again();
+        }
+        let Some(leader) = now.leader else { continue };
+        if !lock(&shared.pending).has_unsent() {
+            continue;
+        }
+        let proposals = lock(&shared.pending).take_unsent(now.term, shared.clock.now_ms());
+        if now.is_leader() {
+            shared.input(Input::Propose(proposals));
+            continue;
+        }
+        let Ok(slot) = under_way.clone().acquire_owned().await else { return };
+        let (shared, channel) = (shared.clone(), transport.channel_to(leader));
+        tokio::spawn(async move {
+            if !forward(channel, &proposals).await {
+                // Not taken, or nobody knows: a little later there may be another leader.
+                tokio::time::sleep(RETRY_MIN).await;
+                let mut pending = lock(&shared.pending);
+                proposals.iter().for_each(|p| pending.send_again(p.command.sequence));
+                drop(pending);
+                shared.pending_changed.notify_one();
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Hands commands to the leader; whether it took them. Their outcomes come through the log.
+async fn forward(channel: Option<Channel>, proposals: &[Arc<crate::command::Proposal>]) -> bool {
+    let Some(channel) = channel else { return false };
+    let commands = proposals.iter().map(|p| p.encoded.clone()).collect();
+    let mut client = client(channel);
+    let call = client.forward(pb::Forwarded { commands });
+    matches!(tokio::time::timeout(ATTEMPT, call).await, Ok(Ok(answer)) if answer.get_ref().accepted)
+}
+
+/// Asks a member of a running group to take this one in; follows it to the leader. Gives the group's id, its members, and
+/// the id to use: another than the member's own where the group knew its address already.
 pub async fn join(
     seeds: &[String],
     tls: Option<&PeerTls>,
     member: &Member,
-) -> Result<(u64, Vec<Member>), crate::error::Error> {
+) -> Result<(u64, Vec<Member>, MemberId), crate::error::Error> {
     let mut problem = String::from("no address to join was given");
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     let mut addrs: Vec<String> = seeds.to_vec();
@@ -262,7 +333,8 @@ pub async fn join(
             match client(channel).join(request).await.map(tonic::Response::into_inner) {
                 Ok(answer) if answer.leader_addr.is_empty() => {
                     let members = answer.members.into_iter().map(crate::command::member_from_pb).collect();
-                    return Ok((answer.cluster_id, members));
+                    let id = if answer.member_id == 0 { member.id } else { answer.member_id };
+                    return Ok((answer.cluster_id, members, id));
                 }
                 Ok(answer) => {
                     problem = format!("{addr} sends us to the leader at {}", answer.leader_addr);
@@ -271,12 +343,14 @@ pub async fn join(
                     break;
                 }
                 Err(e) if e.code() == tonic::Code::FailedPrecondition => {
-                    return Err(crate::error::Error::Member { id: member.id, problem: e.message().to_owned() });
+                    let (code, problem) = (MemberCode::NameTaken, e.message().to_owned());
+                    return Err(crate::error::Error::Member { id: member.id, code, problem });
                 }
                 Err(e) => problem = format!("{addr}: {}", e.message()),
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Err(crate::error::Error::Member { id: member.id, problem: format!("could not join the store: {problem}") })
+    let (code, problem) = (MemberCode::Undecided, format!("could not join the store: {problem}"));
+    Err(crate::error::Error::Member { id: member.id, code, problem })
 }

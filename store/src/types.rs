@@ -77,7 +77,7 @@ impl KeyRange {
 }
 
 /// A read of some keys at one revision.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RangeRequest {
     pub range: KeyRange,
     /// At most this many pairs; 0 for all.
@@ -86,8 +86,44 @@ pub struct RangeRequest {
     pub revision: Revision,
     pub keys_only: bool,
     pub count_only: bool,
-    /// Answer from this member's state as it is, which may lag behind; otherwise the read is linearizable.
+    /// Answer from this member's state as it is, which may lag behind; otherwise the read is linearizable. Inside a transaction it
+    /// means nothing: the read is at the transaction's revision, after the writes before it (or at `revision`, if that is set).
     pub serializable: bool,
+    /// What the answer is sorted by; by key and ascending costs nothing.
+    pub sort: SortTarget,
+    pub descending: bool,
+    /// Pairs outside these bounds are left out of `kvs`, not out of `count`; 0 is no bound.
+    pub bounds: Bounds,
+}
+
+/// What a range is sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SortTarget {
+    #[default]
+    Key,
+    Version,
+    CreateRevision,
+    ModRevision,
+    Value,
+}
+
+/// Bounds (included) on the revisions of the pairs that a range returns; 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    pub min_mod: Revision,
+    pub max_mod: Revision,
+    pub min_create: Revision,
+    pub max_create: Revision,
+}
+
+impl Bounds {
+    /// Whether a pair lies within.
+    pub fn admit(&self, kv: &KeyValue) -> bool {
+        kv.mod_revision >= self.min_mod
+            && (self.max_mod == 0 || kv.mod_revision <= self.max_mod)
+            && kv.create_revision >= self.min_create
+            && (self.max_create == 0 || kv.create_revision <= self.max_create)
+    }
 }
 
 /// What a range held.
@@ -141,7 +177,7 @@ impl Compare {
 pub enum Op {
     Put(Put),
     Delete(Delete),
-    Range(OpRange),
+    Range(RangeRequest),
     Txn(Box<Txn>),
 }
 
@@ -163,15 +199,6 @@ pub struct Delete {
     pub prev_kv: bool,
 }
 
-/// A read inside a transaction: at the revision of the transaction, after the writes before it.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct OpRange {
-    pub range: KeyRange,
-    pub limit: usize,
-    pub keys_only: bool,
-    pub count_only: bool,
-}
-
 impl Op {
     pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
         Op::Put(Put { key: key.into(), value: value.into(), ..Default::default() })
@@ -179,8 +206,12 @@ impl Op {
     pub fn delete(key: impl Into<Bytes>) -> Self {
         Op::Delete(Delete { range: KeyRange::key(key), prev_kv: true })
     }
+    /// All the keys of a range, in one revision.
+    pub fn delete_range(range: KeyRange) -> Self {
+        Op::Delete(Delete { range, prev_kv: false })
+    }
     pub fn get(key: impl Into<Bytes>) -> Self {
-        Op::Range(OpRange { range: KeyRange::key(key), ..Default::default() })
+        Op::Range(RangeRequest { range: KeyRange::key(key), ..Default::default() })
     }
 }
 
@@ -192,6 +223,31 @@ pub struct Txn {
     pub failure: Vec<Op>,
     /// Refuse the transaction if it is applied in another term than this: the mark of work that only a leader may do.
     pub fence: Option<Term>,
+}
+
+impl Txn {
+    /// Just this operation, whatever the state.
+    pub fn of(op: Op) -> Self {
+        Txn { success: vec![op], ..Default::default() }
+    }
+
+    /// Whether it changes nothing, whichever branch runs.
+    pub fn is_read_only(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| match op {
+            Op::Range(_) => true,
+            Op::Txn(nested) => nested.is_read_only(),
+            Op::Put(_) | Op::Delete(_) => false,
+        })
+    }
+
+    /// Whether it may store something new, whichever branch runs.
+    pub fn may_put(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| match op {
+            Op::Put(_) => true,
+            Op::Txn(nested) => nested.may_put(),
+            Op::Range(_) | Op::Delete(_) => false,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -268,5 +324,52 @@ pub struct Member {
     pub peer_addr: String,
     /// What the server above the store wants its peers to know (its API address); opaque here.
     pub client_addr: String,
+    /// It stays without a vote until it is promoted. Any other new member gets its vote when it has caught up.
     pub learner: bool,
+}
+
+/// A lease as the log knows it. How much of its time is left is the leader's to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub id: LeaseId,
+    /// Seconds.
+    pub ttl_s: i64,
+}
+
+/// The time that a lease has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTime {
+    pub left_ms: i64,
+    /// Seconds, as granted.
+    pub granted_s: i64,
+}
+
+/// A state that a member raised and that holds for the group until it is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Alarm {
+    pub member: MemberId,
+    pub kind: AlarmKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AlarmKind {
+    /// Only deletes, reads and compaction are accepted.
+    NoSpace,
+    Corrupt,
+}
+
+/// How a member is doing.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub leadership: Leadership,
+    /// Agreed on, as far as this member knows.
+    pub committed_index: u64,
+    pub applied_index: u64,
+    pub revision: Revision,
+    pub compacted: Revision,
+    /// Keys and values of all versions, in bytes.
+    pub size_bytes: usize,
+    pub quota_bytes: usize,
+    pub learner: bool,
+    pub alarms: Vec<Alarm>,
 }

@@ -1,0 +1,208 @@
+//! The client listener: all services, and plain HTTP for probes and metrics, on one port.
+
+use crate::api::Api;
+use crate::{ETCD_VERSION, error};
+use anyhow::Context as _;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use skiff_proto::etcd::etcdserverpb as pb;
+use skiff_proto::etcd::{v3electionpb, v3lockpb};
+use skiff_proto::health::health_server::HealthServer;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, rustls};
+use tonic::service::Routes;
+
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// A client that is silent for so long is asked whether it is there, and has as long again to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Room for what surrounds a request of the largest size.
+const OVERHEAD_BYTES: usize = 512 << 10;
+
+/// How the listener proves who it is, and whether clients must. PEM, as files hold it.
+#[derive(Clone)]
+pub struct ClientTls {
+    pub certificate: String,
+    pub key: String,
+    /// Clients must show a certificate of this authority; None lets everyone in who can connect.
+    pub client_ca: Option<String>,
+}
+
+/// Serves the API until the store stops.
+pub async fn serve(listener: std::net::TcpListener, api: Api, tls: Option<ClientTls>) -> anyhow::Result<()> {
+    let addr = listener.local_addr()?;
+    let tls = tls.map(|tls| acceptor(&tls)).transpose().context("the client listener's TLS configuration")?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut stopped = api.store.stopped();
+    let services = Services::new(api);
+    // Dropped when this ends, and every connection with it.
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            _ = stopped.wait_for(|s| *s) => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                connections.spawn(connection(stream, tls.clone(), services.clone()));
+            }
+            Err(e) => {
+                // Out of files, most likely: those that are open will be closed some time.
+                tracing::warn!("accepting a client at {addr} failed: {e}");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>, services: Services) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(None)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    // How a connection ends is its client's affair; what went wrong in a call was told to it.
+    match tls {
+        None => drop(builder.serve_connection(TokioIo::new(stream), services).await),
+        Some(tls) => {
+            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
+                drop(builder.serve_connection(TokioIo::new(stream), services).await);
+            }
+        }
+    }
+}
+
+fn acceptor(tls: &ClientTls) -> anyhow::Result<TlsAcceptor> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let certificates = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain = certificates(&tls.certificate).context("the certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(tls.key.as_bytes()).context("the key")?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let config = match &tls.client_ca {
+        None => config.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in certificates(ca).context("the clients' authority")? {
+                roots.add(certificate).context("the clients' authority")?;
+            }
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            config.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = config.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// All services. The two that are called most are found by their path at once, the others by a router.
+#[derive(Clone)]
+struct Services {
+    kv: pb::kv_server::KvServer<Api>,
+    health: HealthServer<Api>,
+    others: axum::Router,
+}
+
+impl Services {
+    fn new(api: Api) -> Self {
+        let limit = api.settings.request_bytes_max + OVERHEAD_BYTES;
+        let kv = pb::kv_server::KvServer::new(api.clone())
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(usize::MAX);
+        let watch = pb::watch_server::WatchServer::new(api.clone())
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(usize::MAX);
+        let others = Routes::from(probes(api.clone()))
+            .add_service(watch)
+            .add_service(pb::lease_server::LeaseServer::new(api.clone()))
+            .add_service(pb::cluster_server::ClusterServer::new(api.clone()))
+            .add_service(pb::maintenance_server::MaintenanceServer::new(api.clone()))
+            .add_service(pb::auth_server::AuthServer::new(api.clone()))
+            .add_service(v3lockpb::lock_server::LockServer::new(api.clone()))
+            .add_service(v3electionpb::election_server::ElectionServer::new(api.clone()))
+            .prepare()
+            .into_axum_router();
+        Services { kv, health: HealthServer::new(api), others }
+    }
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for Services {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        use tower::Service as _;
+        let path = request.uri().path();
+        if path.starts_with("/etcdserverpb.KV/") {
+            return self.kv.clone().call(request);
+        }
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return self.health.clone().call(request);
+        }
+        let answer = self.others.clone().call(request);
+        Box::pin(async move { answer.await.map(|response| response.map(tonic::body::Body::new)) })
+    }
+}
+
+fn probes(api: Api) -> axum::Router {
+    axum::Router::new()
+        .route("/health", get(health))
+        .route("/readyz", get(health))
+        .route("/livez", get(live))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .with_state(api)
+}
+
+fn json(code: StatusCode, body: String) -> Response {
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn health(State(api): State<Api>) -> Response {
+    match api.unhealthy().await {
+        None => json(StatusCode::OK, r#"{"health":"true","reason":""}"#.into()),
+        Some(why) => {
+            let why = why.replace(['"', '\\'], "'");
+            json(StatusCode::SERVICE_UNAVAILABLE, format!(r#"{{"health":"false","reason":"{why}"}}"#))
+        }
+    }
+}
+
+/// Alive while the replica has not stopped, whoever leads.
+async fn live(State(api): State<Api>) -> Response {
+    match &*api.store.failure().borrow() {
+        None => "ok\n".into_response(),
+        Some(why) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}: {why}\n", error::corrupt().message())).into_response()
+        }
+    }
+}
+
+async fn version() -> Response {
+    json(StatusCode::OK, format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}"}}"#))
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], api.store.metrics()).into_response()
+}

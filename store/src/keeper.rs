@@ -1,0 +1,211 @@
+//! What the leader does so that the store stays healthy by itself: ends leases whose time is up, drops old history, watches the
+//! quota.
+
+use crate::command::Kind;
+use crate::config::Limits;
+use crate::driver::lock;
+use crate::error::Error;
+use crate::store::Store;
+use crate::types::*;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+const COMPACT_EVERY: Duration = Duration::from_secs(5);
+/// Leases whose end is proposed at once.
+const ENDS_AT_ONCE: usize = 256;
+/// How long an end that failed waits for another attempt.
+const ENDS_AGAIN: Duration = Duration::from_millis(200);
+/// An alarm about space ends by itself when this much of the quota, in percent, is used.
+const QUOTA_EASED_PERCENT: usize = 90;
+
+/// Counts the leases' time while this member leads, and proposes the end of those whose time is up.
+pub async fn count_leases(store: Store) {
+    let shared = store.shared().clone();
+    let mut stopped = store.stopped();
+    let mut leadership = store.leadership();
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        let counting = lock(&shared.lessor).term();
+        if !now.is_leader() {
+            lock(&shared.lessor).stop();
+            tokio::select! {
+                _ = stopped.wait_for(|s| *s) => return,
+                _ = leadership.changed() => continue,
+            }
+        }
+        if counting != Some(now.term) {
+            // Whatever earlier leaders granted is applied first.
+            if store.barrier().await.is_err() || store.term() != now.term {
+                continue;
+            }
+            let machine = shared.look();
+            lock(&shared.lessor).lead(now.term, machine.kv.leases(), shared.clock.now_ms());
+        }
+        let now_ms = shared.clock.now_ms();
+        let (due, next) = {
+            let lessor = lock(&shared.lessor);
+            (lessor.due(now_ms, ENDS_AT_ONCE), lessor.next_due_ms())
+        };
+        if !due.is_empty() {
+            let ends: Vec<_> = due
+                .into_iter()
+                .map(|id| {
+                    let store = store.clone();
+                    let term = now.term;
+                    tokio::spawn(async move { store.submit(term, Kind::LeaseRevoke(id)).await })
+                })
+                .collect();
+            let mut failed = false;
+            for end in ends {
+                failed |= !matches!(end.await, Ok(Ok(_) | Err(Error::LeaseNotFound(_))));
+            }
+            if failed {
+                tokio::time::sleep(ENDS_AGAIN).await;
+            }
+            continue;
+        }
+        let wait = next.map_or(Duration::from_secs(60), |at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            _ = leadership.changed() => {}
+            () = shared.lessor_changed.notified() => {}
+            // The clock of deadlines counts suspends and that of timers does not: look again within a second or so.
+            () = tokio::time::sleep(wait.min(Duration::from_millis(500))) => {}
+        }
+    }
+}
+
+/// Drops old history and keeps the alarm about space in step with the quota.
+pub async fn keep_small(store: Store) {
+    let mut stopped = store.stopped();
+    let mut seen = History::default();
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(COMPACT_EVERY) => {}
+        }
+        if !store.leadership().borrow().is_leader() {
+            seen = History::default();
+            continue;
+        }
+        let limits = store.limits();
+        let (due, full, eased) = {
+            let machine = store.shared().look();
+            let kv = &machine.kv;
+            let aged = seen.note(store.shared().clock.now_ms(), kv.revision(), limits.history_age);
+            let due = compaction_due(limits, kv.revision(), kv.compacted(), kv.history_size(), aged);
+            let quota = limits.quota_bytes;
+            let full = quota > 0 && kv.size() > quota && !machine.is_full();
+            let eased = machine.is_full() && (quota == 0 || kv.size() < quota / 100 * QUOTA_EASED_PERCENT);
+            let eased: Vec<_> = match eased {
+                true => machine.alarms.iter().filter(|a| a.kind == AlarmKind::NoSpace).copied().collect(),
+                false => Vec::new(),
+            };
+            (due, full, eased)
+        };
+        if let Some(revision) = due {
+            let _ = store.compact(revision, false).await;
+        }
+        if full {
+            let _ = store.alarm(Alarm { member: store.id(), kind: AlarmKind::NoSpace }, true).await;
+        }
+        for alarm in eased {
+            let _ = store.alarm(alarm, false).await;
+        }
+    }
+}
+
+/// What the revision was when.
+#[derive(Default)]
+struct History {
+    seen: VecDeque<(u64, Revision)>,
+}
+
+impl History {
+    /// Notes the revision of now; gives the newest that is older than `age`.
+    fn note(&mut self, now_ms: u64, revision: Revision, age: Option<Duration>) -> Option<Revision> {
+        let age_ms = age?.as_millis() as u64;
+        self.seen.push_back((now_ms, revision));
+        let mut aged = None;
+        while self.seen.front().is_some_and(|(at, _)| now_ms.saturating_sub(*at) >= age_ms) {
+            aged = self.seen.pop_front().map(|(_, revision)| revision);
+        }
+        aged
+    }
+}
+
+/// The revision to compact to, if there is more history than the limits ask for.
+fn compaction_due(
+    limits: Limits,
+    revision: Revision,
+    compacted: Revision,
+    history_bytes: usize,
+    aged: Option<Revision>,
+) -> Option<Revision> {
+    let keep =
+        if history_bytes > limits.history_bytes { limits.history_revisions / 10 } else { limits.history_revisions }
+            as u64;
+    let held = revision - compacted;
+    let by_count = (held > keep * 2).then(|| revision - keep);
+    by_count.max(aged).filter(|at| *at > compacted)
+}
+
+impl Store {
+    /// Refuses a transaction that would take the store over its quota, and raises the alarm that tells everyone so. What is
+    /// over the quota already keeps the room to be deleted and compacted.
+    pub(crate) async fn check_room(&self, txn: &Txn) -> Result<(), Error> {
+        let quota = self.limits().quota_bytes;
+        let (size, full) = {
+            let machine = self.shared().look();
+            (machine.kv.size(), machine.is_full())
+        };
+        if full {
+            return Err(Error::NoSpace);
+        }
+        if size + put_bytes(txn) <= quota {
+            return Ok(());
+        }
+        let _ = self.alarm(Alarm { member: self.id(), kind: AlarmKind::NoSpace }, true).await;
+        Err(Error::NoSpace)
+    }
+}
+
+fn put_bytes(txn: &Txn) -> usize {
+    let of = |ops: &[Op]| -> usize {
+        let bytes = ops.iter().map(|op| match op {
+            Op::Put(put) => put.key.len() + put.value.len(),
+            Op::Txn(nested) => put_bytes(nested),
+            Op::Range(_) | Op::Delete(_) => 0,
+        });
+        bytes.sum()
+    };
+    of(&txn.success).max(of(&txn.failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_dropped_by_count_bytes_and_age() {
+        let limits = Limits { history_revisions: 100, history_bytes: 1000, history_age: None, quota_bytes: 0 };
+        let check = |revision, compacted, bytes, aged, expect| {
+            assert_eq!(compaction_due(limits, revision, compacted, bytes, aged), expect);
+        };
+        check(200, 0, 0, None, None);
+        check(201, 0, 0, None, Some(101));
+        check(150, 0, 1001, None, Some(140));
+        check(150, 0, 0, Some(70), Some(70));
+        check(150, 70, 0, Some(70), None);
+    }
+
+    #[test]
+    fn the_revision_of_a_while_ago() {
+        let mut history = History::default();
+        let age = Some(Duration::from_secs(10));
+        assert_eq!(history.note(0, 5, age), None);
+        assert_eq!(history.note(5_000, 9, age), None);
+        assert_eq!(history.note(10_000, 20, age), Some(5));
+        assert_eq!(history.note(20_000, 30, age), Some(20));
+    }
+}
