@@ -10,7 +10,7 @@ use skiff_api::kinds;
 use skiff_api::view::{Change, Key, Resource};
 use skiff_apiserver::{ApiServer, PatchType, UserInfo};
 use skiff_fleet::{Beats, SharedView};
-use skiff_reconcile::{CONTROLLERS, Liveness, NodeLiveness, Settings};
+use skiff_reconcile::{CONTROLLERS, Liveness, Settings};
 use skiff_store::Leadership;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,15 +135,8 @@ async fn judge(
         last = now;
         let names: Vec<String> = view.read().nodes.iter().map(|(k, _)| k.name.clone()).collect();
         let old = judged.borrow().clone();
-        let mut new = Liveness::default();
-        for (name, lost_for) in beats.judge(names.iter().map(String::as_str), now) {
-            let state = match (lost_for, old.0.get(&name)) {
-                (None, _) => NodeLiveness::Live,
-                (Some(_), Some(lost @ NodeLiveness::Lost { .. })) => lost.clone(),
-                (Some(_), _) => NodeLiveness::Lost { since: Timestamp::now() },
-            };
-            new.0.insert(name, state);
-        }
+        let lost = beats.judge(names.iter().map(String::as_str), now).into_iter();
+        let new = old.next(lost.map(|(name, silence)| (name, silence.is_some())), Timestamp::now());
         if new == *old {
             continue;
         }

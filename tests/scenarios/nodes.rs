@@ -130,6 +130,7 @@ pub fn most_are_silent(local: &Local) -> anyhow::Result<()> {
         for node in ["a2", "a3"] {
             until("the node is Ready", || node_is_ready(api, node)).await?;
         }
+        ensure!(uids(&pods::labelled(api, "stays").await?) == before, "pods were replaced when the nodes returned");
         pods::remove(api, "stays", &[&format!("{DEPLOYMENTS}/stays")]).await
     })
 }
