@@ -1,6 +1,6 @@
 //! The commands and how each is run.
 
-use crate::commands::{demo, kube, run, up};
+use crate::commands::{bench, demo, kube, run, up};
 use crate::workload::{load, web};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +30,8 @@ enum Command {
     #[command(hide = true)]
     DemoImage,
     #[command(hide = true)]
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
     Web(web::WebArgs),
     #[command(hide = true)]
     Load(load::LoadArgs),
@@ -52,6 +54,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         // Before any thread exists: it makes namespaces for itself.
         Command::LocalSupervisor { spec } => skiff_local::supervisor_main(&spec)?,
         Command::Demo(args) => return block_on(2, demo::run(args)),
+        Command::Bench(args) => return block_on(2, bench::run(args)),
         Command::Up(args) => return block_on(1, up::up(args)),
         Command::Down(args) => return block_on(1, up::down(args)),
         Command::Status(args) => return block_on(1, up::status(args)),

@@ -164,6 +164,11 @@ impl Api {
         Ok(sender)
     }
 
+    /// The same user at another server of the cluster.
+    pub fn at(&self, host: String) -> Api {
+        Api { host, ..self.clone() }
+    }
+
     /// `host:port` of the server.
     pub fn host(&self) -> &str {
         &self.host

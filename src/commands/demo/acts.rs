@@ -3,12 +3,12 @@
 use super::report::{Report, step};
 use super::traffic::{CLIENTS, between};
 use super::world::{World, now_ms};
-use crate::commands::cluster::{Cluster, is_ready, items};
+use super::writer::Writer;
+use crate::commands::cluster::{is_ready, items};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_local::Direction;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ pub async fn resolve_and_answer(world: &World<'_>, report: &mut Report) -> anyho
 fn failed(report: &mut Report, what: &str, traffic: &super::traffic::Traffic) {
     report.exactly(what, traffic.failed, 0);
     if traffic.failed > 0 {
-        println!("         {}", traffic.describe_errors());
+        tell!("         {}", traffic.describe_errors());
     }
 }
 
@@ -94,78 +94,22 @@ pub async fn roll_out(world: &World<'_>, report: &mut Report) -> anyhow::Result<
     Ok(())
 }
 
-/// A write that the API acknowledged.
-#[derive(Clone)]
-struct Write {
-    name: String,
-    begun: Instant,
-    acknowledged: Instant,
-}
-
-/// Writes objects as fast as they are acknowledged, and keeps count.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<Vec<Write>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(cluster: &Cluster) -> Writer {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged: Arc<Mutex<Vec<_>>> = Arc::default();
-        let (api, stopped, list) = (cluster.api.clone(), stop.clone(), acknowledged.clone());
-        let number = AtomicU64::new(0);
-        let task = tokio::spawn(async move {
-            while !stopped.load(Ordering::Relaxed) {
-                let name = format!("write-{}", number.fetch_add(1, Ordering::Relaxed));
-                let begun = Instant::now();
-                let object =
-                    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
-                let write = api.post("/api/v1/namespaces/default/configmaps", &object);
-                match tokio::time::timeout(Duration::from_secs(5), write).await {
-                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push(Write {
-                        name,
-                        begun,
-                        acknowledged: Instant::now(),
-                    }),
-                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        });
-        Writer { stop, acknowledged, task }
-    }
-
-    fn acknowledged(&self) -> Vec<Write> {
-        self.acknowledged.lock().unwrap_or_else(|e| e.into_inner()).clone()
-    }
-}
-
 pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Result<()> {
     step("kill -9 of the Raft leader while a writer writes");
     let leader = world.cluster.leader().await?;
     let from = now_ms();
-    let writer = Writer::start(world.cluster);
+    let writer = Writer::start(world.cluster, "write");
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let killed = Instant::now();
     world.cluster.host.kill(&leader, Signal::SIGKILL)?;
-    // One that was begun before may have been decided before.
-    let after = |w: &Writer| w.acknowledged().iter().find(|w| w.begun > killed).map(|w| w.acknowledged);
-    let next = loop {
-        if let Some(at) = after(&writer) {
-            break at;
-        }
-        anyhow::ensure!(killed.elapsed() < PATIENCE, "no write was acknowledged within {} s", PATIENCE.as_secs());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    };
+    let next = writer.next_after(killed, PATIENCE).await?;
     report.time(
         &format!("leader {leader} killed, next acknowledged write"),
         next - killed,
         Some(Duration::from_secs(3)),
     );
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    writer.stop.store(true, Ordering::Relaxed);
-    let acknowledged = writer.acknowledged();
-    writer.task.await?;
+    let acknowledged = writer.finish().await?;
     let list = world.api.get("/api/v1/namespaces/default/configmaps").await?;
     let there: std::collections::BTreeSet<_> = items(&list).filter_map(|o| o["metadata"]["name"].as_str()).collect();
     let lost = acknowledged.iter().filter(|w| !there.contains(w.name.as_str())).count();
