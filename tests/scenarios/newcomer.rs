@@ -35,9 +35,8 @@ fn traces(instance: &str) -> anyhow::Result<Vec<String>> {
     };
     look(format!("/sys/class/net/skl-{instance}"));
     look(format!("/run/skiff/local/{instance}.json"));
-    look(format!("/sys/fs/cgroup/skiff/{instance}"));
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
-        look(hierarchy.path().join("skiff").join(instance).display().to_string());
+    for group in skiff_local::groups::own()? {
+        look(group.join("skiff").join(instance).display().to_string());
     }
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     found.extend(mounts.lines().filter(|line| line.contains(instance)).map(str::to_owned));
