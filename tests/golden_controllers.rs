@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Of all steps, the least that must be answered as recorded, in percent.
-const EXPECTED_PERCENT: usize = 50;
+const EXPECTED_PERCENT: usize = 75;
 const TOKENS: &str = "golden-admin,admin,admin-uid,\"system:masters\"\n\
                       golden-alice,alice,alice-uid,\"devs\"\n\
                       golden-bob,bob,bob-uid\n";
