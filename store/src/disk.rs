@@ -102,6 +102,8 @@ impl Disk for RealDisk {
         while left > 0 {
             let part = left.min(zeros.len());
             (&file).write_all(&zeros[..part])?;
+            // A little at a time: a large sync would hold up those of the log.
+            file.sync_data()?;
             left -= part;
         }
         file.sync_all()?;

@@ -13,7 +13,7 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// A segment that has grown to this many bytes is closed and another begun.
 const SEGMENT_BYTES: usize = 16 << 20;
@@ -21,6 +21,8 @@ const SEGMENT_BYTES: usize = 16 << 20;
 const SLACK_BYTES: usize = 1 << 20;
 /// The first segment of a member is made while somebody waits.
 const FIRST_BYTES: usize = 1 << 20;
+/// What surrounds an entry's data, about.
+const ITEM_BYTES: usize = 32;
 /// Memory that the writer keeps between batches.
 const BUFFER_BYTES: usize = 4 << 20;
 /// The next segment, while it is being made.
@@ -55,6 +57,8 @@ struct Segment {
     name: String,
     number: u64,
     bytes: usize,
+    /// Bytes that were made of zeros: writing beyond them makes the file grow.
+    made: usize,
     last_index: u64,
 }
 
@@ -63,9 +67,17 @@ pub struct Log {
     disk: Arc<dyn Disk>,
     segments: Vec<Segment>,
     hard_state: HardState,
-    /// The segment that is being made ready, and whether it is.
-    ahead: Option<Receiver<io::Result<()>>>,
+    /// The segment that is being made ready.
+    ahead: Ahead,
     buffer: Vec<u8>,
+}
+
+/// The next segment.
+enum Ahead {
+    /// Not begun, or it could not be made.
+    None,
+    Making(Receiver<io::Result<()>>),
+    Ready,
 }
 
 impl Log {
@@ -90,14 +102,14 @@ impl Log {
             disk: disk.clone(),
             segments: Vec::new(),
             hard_state: HardState::default(),
-            ahead: None,
+            ahead: Ahead::None,
             buffer: Vec::new(),
         };
         let mut found = Recovered { hard_state: HardState::default(), entries: Vec::new(), torn_bytes: 0 };
         for (i, name) in names.iter().enumerate() {
             let data = disk.read(name).map_err(io_error(name))?;
             let number = u64::from_str_radix(&name[PREFIX.len()..], 16).unwrap_or(0);
-            let mut segment = Segment { name: name.clone(), number, bytes: 0, last_index: 0 };
+            let mut segment = Segment { name: name.clone(), number, bytes: 0, made: data.len(), last_index: 0 };
             let mut at = 0;
             loop {
                 match record::next(&data, at) {
@@ -130,7 +142,8 @@ impl Log {
         if let Some(hs) = hard_state {
             self.hard_state = hs.clone();
         }
-        let new = self.segments.last().is_none_or(|s| s.bytes >= SEGMENT_BYTES);
+        let bytes: usize = entries.iter().map(|e| e.data.len() + ITEM_BYTES).sum();
+        let new = self.is_next_due(bytes);
         if new {
             self.begin_segment()?;
         }
@@ -150,26 +163,54 @@ impl Log {
         if let Some(last) = entries.last() {
             segment.last_index = last.index;
         }
-        if self.ahead.is_none() && segment.bytes >= SEGMENT_BYTES / 4 {
-            self.prepare_ahead();
-        }
         Ok(())
+    }
+
+    /// Whether `bytes` more belong into a new segment: when this one's zeros are used up, as soon as the next one is ready; however
+    /// that is, when this one has grown too large.
+    fn is_next_due(&mut self, bytes: usize) -> bool {
+        let Some(segment) = self.segments.last() else { return true };
+        if segment.bytes + bytes <= segment.made {
+            return false;
+        }
+        let too_large = segment.bytes >= SEGMENT_BYTES + SLACK_BYTES;
+        match &self.ahead {
+            Ahead::None => {
+                self.prepare_ahead();
+                too_large
+            }
+            Ahead::Ready => true,
+            Ahead::Making(made) => match made.try_recv() {
+                Ok(Ok(())) => {
+                    self.ahead = Ahead::Ready;
+                    true
+                }
+                Err(TryRecvError::Empty) => too_large,
+                Ok(Err(_)) | Err(TryRecvError::Disconnected) => {
+                    self.ahead = Ahead::None;
+                    too_large
+                }
+            },
+        }
     }
 
     fn begin_segment(&mut self) -> io::Result<()> {
         let number = self.segments.last().map_or(1, |s| s.number + 1);
         let name = format!("{PREFIX}{number:016x}");
-        let ready = match self.ahead.take() {
-            Some(made) => made.recv().is_ok_and(|made| made.is_ok()),
-            None => false,
+        let ready = match std::mem::replace(&mut self.ahead, Ahead::None) {
+            Ahead::Ready => true,
+            Ahead::Making(made) => made.recv().is_ok_and(|made| made.is_ok()),
+            Ahead::None => false,
         };
+        let made = if ready { SEGMENT_BYTES + SLACK_BYTES } else { FIRST_BYTES };
         if ready {
             self.disk.rename(AHEAD, &name)?;
         } else {
-            // The first of all, or one that could not be made ahead: a small file that grows does as well, more slowly.
+            // The first of all, or one that could not be made ahead.
             self.disk.make_zeroed(&name, FIRST_BYTES)?;
         }
-        self.segments.push(Segment { name, number, bytes: 0, last_index: 0 });
+        self.segments.push(Segment { name, number, bytes: 0, made, last_index: 0 });
+        self.prepare_ahead();
         Ok(())
     }
 
@@ -181,7 +222,7 @@ impl Log {
             let _ = done.send(disk.make_zeroed(AHEAD, SEGMENT_BYTES + SLACK_BYTES));
         });
         if started.is_ok() {
-            self.ahead = Some(made);
+            self.ahead = Ahead::Making(made);
         }
     }
 

@@ -12,6 +12,7 @@
 
 mod api;
 mod auth;
+mod authority;
 mod check;
 mod cluster;
 mod convert;

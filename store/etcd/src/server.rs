@@ -1,6 +1,7 @@
 //! The client listener: all services, and plain HTTP for probes and metrics, on one port.
 
 use crate::api::Api;
+use crate::authority::Lenient;
 use crate::{ETCD_VERSION, error};
 use anyhow::Context as _;
 use axum::extract::State;
@@ -81,10 +82,10 @@ async fn connection(stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>, ser
         .keep_alive_timeout(KEEP_ALIVE);
     // How a connection ends is its client's affair; what went wrong in a call was told to it.
     match tls {
-        None => drop(builder.serve_connection(TokioIo::new(stream), services).await),
+        None => drop(builder.serve_connection(TokioIo::new(Lenient::new(stream)), services).await),
         Some(tls) => {
             if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
-                drop(builder.serve_connection(TokioIo::new(stream), services).await);
+                drop(builder.serve_connection(TokioIo::new(Lenient::new(stream)), services).await);
             }
         }
     }
@@ -204,5 +205,14 @@ async fn version() -> Response {
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], api.store.metrics()).into_response()
+    let mut text = api.store.metrics();
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    if let Some(pages) = statm.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()) {
+        let name = "process_resident_memory_bytes";
+        text.push_str(&format!(
+            "# HELP {name} Resident memory size in bytes.\n# TYPE {name} gauge\n{name} {}\n",
+            pages * 4096
+        ));
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
