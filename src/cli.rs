@@ -1,6 +1,6 @@
 //! The commands and how each is run.
 
-use crate::commands::{demo, kube, run, store, up};
+use crate::commands::{bench, demo, kube, run, store, up};
 use crate::workload::{load, web};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,6 +31,8 @@ enum Command {
     #[command(hide = true)]
     DemoImage,
     #[command(hide = true)]
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
     Web(web::WebArgs),
     #[command(hide = true)]
     Load(load::LoadArgs),
@@ -54,6 +56,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::LocalSupervisor { spec } => skiff_local::supervisor_main(&spec)?,
         Command::Store(args) => return store::run(args),
         Command::Demo(args) => return block_on(2, demo::run(args)),
+        Command::Bench(args) => return block_on(2, bench::run(args)),
         Command::Up(args) => return block_on(1, up::up(args)),
         Command::Down(args) => return block_on(1, up::down(args)),
         Command::Status(args) => return block_on(1, up::status(args)),

@@ -103,7 +103,7 @@ impl Api {
 
     /// A gRPC channel to the same server, with the same certificate.
     pub fn grpc(&self) -> anyhow::Result<tonic::transport::Channel> {
-        crate::agent::wire::with_tls(&self.host, (*self.tls).clone())
+        crate::agent::wire::with_tls(&self.host, (*self.tls).clone(), crate::agent::wire::PATIENT)
     }
 
     /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.
@@ -162,6 +162,11 @@ impl Api {
             let _ = connection.with_upgrades().await;
         });
         Ok(sender)
+    }
+
+    /// The same user at another server of the cluster.
+    pub fn at(&self, host: String) -> Api {
+        Api { host, ..self.clone() }
     }
 
     /// `host:port` of the server.

@@ -13,8 +13,10 @@
 //! | [`strategy`] | what a write may change, and what the server sets itself |
 //! | [`validate`] | what is wrong with an object or with a change of it |
 //! | [`patch`], [`apply`] | how a document changes, and who owns which field |
+//! | [`admission`] | what a namespace allows: limits, quotas, security levels |
 //! | [`selector`], [`quantity`], [`expand`], [`meta`] | the small languages inside objects |
 //! | [`table`] | what `kubectl get` prints |
+//! | [`warnings`] | what the writer of a valid object should hear |
 //! | [`status`] | how each failure is told |
 //!
 //! A write passes through them in this order: [`schema::TypeDef::type_error`] and [`schema::TypeDef::prune`] read the
@@ -27,6 +29,7 @@
     reason = "a Status is made once, on the way out of a request: boxing it buys nothing"
 )]
 
+pub mod admission;
 pub mod apply;
 pub mod defaults;
 pub mod expand;
@@ -41,6 +44,7 @@ pub mod strategy;
 pub mod table;
 pub mod validate;
 pub mod view;
+pub mod warnings;
 
 pub use kinds::Kind;
 pub use status::Status;

@@ -4,8 +4,11 @@
 //! keeps the few indexes that those decisions walk: pods by node and by owner, and for every object who owns it.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
@@ -139,6 +142,8 @@ pub struct View {
     pub replica_sets: Table<ReplicaSet>,
     pub deployments: Table<Deployment>,
     pub cluster_roles: Table<ClusterRole>,
+    pub resource_quotas: Table<ResourceQuota>,
+    pub disruption_budgets: Table<PodDisruptionBudget>,
     pub events: Table<EventAge>,
     /// All objects of all kinds by uid.
     identities: BTreeMap<String, Arc<Identity>>,
@@ -231,6 +236,8 @@ impl View {
             ("apps", "replicasets") => drop(set(&mut self.replica_sets, key, json)?),
             ("apps", "deployments") => drop(set(&mut self.deployments, key, json)?),
             ("rbac.authorization.k8s.io", "clusterroles") => drop(set(&mut self.cluster_roles, key, json)?),
+            ("", "resourcequotas") => drop(set(&mut self.resource_quotas, key, json)?),
+            ("policy", "poddisruptionbudgets") => drop(set(&mut self.disruption_budgets, key, json)?),
             ("", "events") => drop(set(&mut self.events, key, json)?),
             _ => {}
         }

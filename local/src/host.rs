@@ -15,6 +15,7 @@ use skiff_netlink::route::Rt;
 use skiff_netlink::{Cidr, netns};
 
 use crate::client::ask;
+use crate::groups;
 use crate::launch::{self, Launched};
 use crate::plan;
 use crate::registry::{self, Record};
@@ -85,7 +86,9 @@ impl Host {
                 other.pid
             );
         }
-        registry::remove_cgroups(&config.instance)?;
+        let groups = groups::own()?;
+        groups::remove(&groups, &config.instance)?;
+        registry::remove_device(&config.instance)?;
         let subnet = match config.subnet {
             Some(subnet) => subnet,
             None => choose_subnet(&others)?,
@@ -115,6 +118,7 @@ impl Host {
             subnet: subnet.to_string(),
             dir,
             temporary: config.temporary,
+            groups,
         };
         registry::save(&config.registry, &record)?;
         let lifeline = config.tied.then_some(lifeline);
@@ -178,7 +182,7 @@ impl Host {
 
     /// The cgroup below which a node shall keep its pods, so that they can be swept.
     pub fn cgroup(&self, name: &str) -> String {
-        registry::cgroup(&self.record.instance, name)
+        groups::name(&self.record.instance, name)
     }
 
     /// Makes a node's namespace and link, with no process.

@@ -20,6 +20,7 @@ mod children;
 mod client;
 mod forward;
 mod frame;
+pub mod groups;
 mod host;
 mod launch;
 pub mod plan;

@@ -23,6 +23,11 @@ pub fn host_number(name: &str) -> Result<u64> {
     }
 }
 
+/// The root namespace's end of an instance's uplink.
+pub fn uplink_device(instance: &str) -> String {
+    format!("skl-{instance}")
+}
+
 /// Whether a name is a server's.
 pub fn is_server(name: &str) -> bool {
     name.starts_with('s')

@@ -1,4 +1,4 @@
-//! Which instances there are on this machine, and removing what the dead ones left: cgroups and files.
+//! Which instances there are on this machine, and removing what the dead ones left: control groups, devices and files.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use skiff_netlink::route::Rt;
+
+use crate::{groups, plan};
 
 /// Where instances are recorded.
 pub const FOLDER: &str = "/run/skiff/local";
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// One instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub struct Record {
     pub dir: PathBuf,
     /// The directory is removed with the instance.
     pub temporary: bool,
+    /// The control groups of whoever started it, one a hierarchy: those of its nodes lie below.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
 }
 
 impl Record {
@@ -41,11 +46,6 @@ pub fn started(pid: i32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
-}
-
-/// The cgroup below which a node of an instance keeps its pods, relative to each hierarchy's root.
-pub fn cgroup(instance: &str, node: &str) -> String {
-    format!("skiff/{instance}/{node}")
 }
 
 /// Held while instances are chosen or swept, so that two starts do not take the same subnet.
@@ -85,7 +85,8 @@ pub fn sweep(folder: &Path) -> Result<Vec<Record>> {
 
 /// Removes what one instance, whose processes are gone, left behind.
 pub fn forget(folder: &Path, record: &Record) -> Result<()> {
-    remove_cgroups(&record.instance)?;
+    groups::remove(&record.groups, &record.instance)?;
+    remove_device(&record.instance)?;
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -99,38 +100,19 @@ pub fn forget(folder: &Path, record: &Record) -> Result<()> {
     gone(fs::remove_file(&path)).with_context(|| format!("remove {}", path.display()))
 }
 
-/// Removes `skiff/INSTANCE` and all below it in every cgroup hierarchy, version 1 and 2.
-pub fn remove_cgroups(instance: &str) -> Result<()> {
-    let hierarchies =
-        fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-    for root in hierarchies.chain([PathBuf::from(CGROUPS)]) {
-        let ours = root.join("skiff").join(instance);
-        if ours.is_dir() {
-            remove_cgroup(&ours).with_context(|| format!("remove the cgroup {}", ours.display()))?;
-            // The common parent goes with its last instance; that others are in it is no error.
-            let _ = fs::remove_dir(root.join("skiff"));
-        }
+/// Removes an instance's uplink. The kernel does so itself, some time after the switch's namespace has lost its last process: who starts again at once
+/// would find the name taken.
+pub fn remove_device(instance: &str) -> Result<()> {
+    let name = plan::uplink_device(instance);
+    let mut rt = Rt::open()?;
+    if let Some(link) = rt.link(&name)?
+        && let Err(error) = rt.delete_link(link.index)
+        // The kernel was faster.
+        && rt.link(&name)?.is_some()
+    {
+        return Err(error).with_context(|| format!("remove the device {name}"));
     }
     Ok(())
-}
-
-fn remove_cgroup(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)?.flatten() {
-        if entry.file_type()?.is_dir() {
-            remove_cgroup(&entry.path())?;
-        }
-    }
-    // Processes killed a moment ago leave their cgroup a moment later; the kernel has no event for that in version 1.
-    for _ in 0..200 {
-        match fs::remove_dir(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(std::time::Duration::from_millis(10))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => return other,
-        }
-    }
-    fs::remove_dir(path)
 }
 
 #[cfg(test)]
@@ -148,6 +130,7 @@ mod tests {
             subnet: "172.31.0.0/24".into(),
             dir: "/".into(),
             temporary: false,
+            groups: Vec::new(),
         };
         assert!(record(began).is_alive() && !record(began + 1).is_alive());
         assert_eq!(started(i32::MAX), None);

@@ -136,7 +136,7 @@ impl Switch {
     /// Lets the nodes reach what this machine reaches: a wire to the root namespace, forwarding there, and masquerade. Call it from a thread in
     /// the root namespace, before any node is added.
     pub fn add_uplink(&mut self, instance: &str) -> Result<()> {
-        let name = format!("skl-{instance}");
+        let name = plan::uplink_device(instance);
         let mut root = Rt::open()?;
         let here = End { name: &name, mac: None, namespace: None };
         let there = End { name: "uplink", mac: None, namespace: Some(self.namespace.as_fd()) };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
-use skiff_local::{Direction, Host, LocalConfig, NodeSpec, registry, supervisor_main};
+use skiff_local::{Direction, Host, LocalConfig, NodeSpec, groups, registry, supervisor_main};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -79,9 +79,10 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn cgroup_of(name: &str) -> PathBuf {
-    let root = Path::new("/sys/fs/cgroup");
-    let root = if root.join("pids").is_dir() { root.join("pids") } else { root.to_owned() };
-    root.join(registry::cgroup(name, "a1"))
+    let own = groups::own().unwrap();
+    // Where the test runs in a group of some hierarchy, that one is the telling one.
+    let telling = own.iter().max_by_key(|path| path.components().count()).unwrap();
+    telling.join(groups::name(name, "a1"))
 }
 
 fn config(name: &str, dir: &Path, tied: bool) -> LocalConfig {

@@ -1,4 +1,4 @@
-//! Tracked flows: found and deleted, so that a UDP client whose endpoint went away is sent to another at its next packet.
+//! Tracked flows: found and deleted, so that a client whose endpoint went away is sent to another at its next packet.
 
 use std::net::Ipv4Addr;
 
@@ -11,13 +11,16 @@ const GET: u16 = 1;
 const DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+/// A packet came back (enum ip_conntrack_status).
+const IPS_SEEN_REPLY: u32 = 1 << 1;
 
 /// One direction of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuple {
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
-    /// UDP 17.
+    /// TCP 6, UDP 17.
     pub protocol: u8,
     pub source_port: u16,
     pub destination_port: u16,
@@ -28,6 +31,8 @@ pub struct Tuple {
 pub struct Flow {
     pub original: Tuple,
     pub reply: Tuple,
+    /// Whether anything came back.
+    pub answered: bool,
 }
 
 /// Deletes the flows that `matches` picks, and says how many.
@@ -54,6 +59,9 @@ fn flow_of(payload: &[u8]) -> Option<Flow> {
     Some(Flow {
         original: tuple_of(wire::find(attributes, CTA_TUPLE_ORIG)?)?,
         reply: tuple_of(wire::find(attributes, CTA_TUPLE_REPLY)?)?,
+        answered: wire::find(attributes, CTA_STATUS)
+            .and_then(|value| value.try_into().ok())
+            .is_some_and(|status| u32::from_be_bytes(status) & IPS_SEEN_REPLY != 0),
     })
 }
 

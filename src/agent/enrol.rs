@@ -30,7 +30,7 @@ struct Known {
 pub async fn join(addr: &str, token: &Token, request: pb::JoinRequest) -> anyhow::Result<pb::JoinAnswer> {
     let begun = Instant::now();
     loop {
-        let channel = wire::with_tls(addr, skiff_identity::joining_client(&token.ca_hash)?)?;
+        let channel = wire::with_tls(addr, skiff_identity::joining_client(&token.ca_hash)?, wire::WATCHFUL)?;
         match wire::client(channel).join(request.clone()).await {
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => {

@@ -13,7 +13,7 @@ use skiff_proto::fleet as pb;
 use skiff_proto::fleet::from_agent::Message as Up;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -54,6 +54,8 @@ struct Inner {
     calls: mpsc::Sender<(Channel, pb::Call)>,
     calls_out: Mutex<Option<mpsc::Receiver<(Channel, pb::Call)>>>,
     stopping: AtomicBool,
+    /// Servers, one after the other, that knew less than this node does.
+    behind: AtomicUsize,
 }
 
 /// The link. Cheap to clone.
@@ -87,6 +89,7 @@ impl Link {
             calls,
             calls_out: Mutex::new(Some(calls_out)),
             stopping: AtomicBool::new(false),
+            behind: AtomicUsize::new(0),
         };
         let link = Link { inner: Arc::new(inner) };
         tokio::spawn(link.clone().hold_session());
@@ -226,7 +229,9 @@ impl Link {
         let (send, outgoing) = mpsc::channel(64);
         let object = inner.machine.object(inner.ready.load(Ordering::Acquire));
         let node = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let register = pb::Register { node, node_json: object.to_string().into(), boot_id: String::new() };
+        let all_behind = inner.behind.load(Ordering::Relaxed) >= 2 * self.servers().len();
+        let revision = if all_behind { 0 } else { inner.tables.borrow().revision };
+        let register = pb::Register { node, node_json: object.to_string().into(), boot_id: String::new(), revision };
         send.send(pb::FromAgent { message: Some(Up::Register(register)) }).await?;
         let mut client = wire::client(self.channel(addr)?);
         let answer = client.session(ReceiverStream::new(outgoing)).await.map_err(|s| wire::explain(addr, &s))?;
@@ -239,10 +244,21 @@ impl Link {
         inner.wake.notify_one();
         let tell = self.clone().tell_all(send);
         let hear = async {
-            while let Some(message) = incoming.message().await.map_err(|s| wire::explain(addr, &s))? {
-                self.hear(message);
+            loop {
+                match incoming.message().await {
+                    Ok(Some(message)) => {
+                        inner.behind.store(0, Ordering::Relaxed);
+                        self.hear(message);
+                    }
+                    Ok(None) => return Ok(()),
+                    Err(status) => {
+                        if status.code() == tonic::Code::OutOfRange {
+                            inner.behind.fetch_add(1, Ordering::Relaxed);
+                        }
+                        return Err(wire::explain(addr, &status));
+                    }
+                }
             }
-            anyhow::Ok(())
         };
         tokio::select! { result = hear => result, result = tell => result }
     }

@@ -12,13 +12,18 @@ use tonic::transport::{Channel, Endpoint};
 
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// How long an idle connection stays unasked, and how long its answer may take: a server that is cut off is noticed in twice that.
+pub const WATCHFUL: Duration = Duration::from_secs(1);
+/// The same for people's commands: they wait rather than fail on a machine that is out of breath.
+pub const PATIENT: Duration = Duration::from_secs(15);
+
 /// A channel that dials `addr` (`host:port`) when it is used.
 pub fn channel(addr: &str, ca: &str, own: Option<&Pair>) -> anyhow::Result<Channel> {
-    with_tls(addr, skiff_identity::client(ca, own)?)
+    with_tls(addr, skiff_identity::client(ca, own)?, WATCHFUL)
 }
 
 /// The same with any TLS configuration.
-pub fn with_tls(addr: &str, mut tls: ClientConfig) -> anyhow::Result<Channel> {
+pub fn with_tls(addr: &str, mut tls: ClientConfig, keep_alive: Duration) -> anyhow::Result<Channel> {
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let (tls, addr) = (Arc::new(tls), addr.to_owned());
     let connect = tower::service_fn(move |_: http::Uri| {
@@ -31,10 +36,9 @@ pub fn with_tls(addr: &str, mut tls: ClientConfig) -> anyhow::Result<Channel> {
         }
     });
     let endpoint = Endpoint::from_static("http://server.skiff.internal")
-        .connect_timeout(Duration::from_secs(2))
-        // A server that is cut off is noticed in about two seconds.
-        .http2_keep_alive_interval(Duration::from_secs(1))
-        .keep_alive_timeout(Duration::from_secs(1))
+        .connect_timeout(keep_alive.max(Duration::from_secs(2)))
+        .http2_keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(connect))
 }

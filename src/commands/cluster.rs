@@ -148,6 +148,18 @@ impl Cluster {
         Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or("unknown").to_owned())
     }
 
+    /// Whether a server itself, asked in its own namespace, has the object at `path`. Its answer is linearizable, so it comes when the server has caught
+    /// up with everything that was acknowledged before.
+    pub fn has(&self, server: &str, path: &str) -> anyhow::Result<bool> {
+        let api = self.api.at(format!("{}:6443", self.host.address(server)?));
+        let path = path.to_owned();
+        self.host.run_in(server, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let answer = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), api.get(&path)).await });
+            anyhow::Ok(matches!(answer, Ok(Ok(_))))
+        })?
+    }
+
     /// What is still missing, in words.
     async fn state(&self, shape: &Shape) -> anyhow::Result<Option<String>> {
         for node in self.host.status()?.nodes {

@@ -1,5 +1,14 @@
 //! What people type.
 
+/// A line for people on standard output. When nobody reads it any more (`skiff status | head -1`), that is no reason to fail.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod kube;

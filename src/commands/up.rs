@@ -44,7 +44,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
         Ok(cluster) => {
             for node in cluster.host.status()?.nodes.into_iter().filter(|n| n.pid.is_none()) {
                 cluster.host.restart(&node.name)?;
-                println!("{} was not running; it is started again", node.name);
+                tell!("{} was not running; it is started again", node.name);
             }
             cluster
         }
@@ -59,8 +59,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
             Cluster::start(&shape).await?
         }
     };
-    println!("{} servers and {} agents are ready ({:.2} s)", args.servers, args.agents, begun.elapsed().as_secs_f64());
-    println!("export KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
+    tell!("{} servers and {} agents are ready ({:.2} s)", args.servers, args.agents, begun.elapsed().as_secs_f64());
+    tell!("export KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,10 +70,12 @@ pub async fn down(args: DownArgs) -> anyhow::Result<ExitCode> {
         Ok(host) => host.shutdown()?,
         Err(_) => drop(skiff_local::registry::sweep(&registry())?),
     }
-    if dir.join("kubeconfig").exists() || dir.join("subnet").exists() {
+    // Whatever is there of a cluster, also of one that never came up; any other folder is none of ours.
+    let signs = ["kubeconfig", "subnet", "supervisor.json"];
+    if signs.iter().any(|name| dir.join(name).exists()) {
         std::fs::remove_dir_all(&dir)?;
     }
-    println!("the local cluster in {} is gone", dir.display());
+    tell!("the local cluster in {} is gone", dir.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,11 +83,11 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(&args.dir)?;
     if let Some(name) = &args.restart {
         let pid = cluster.host.restart(name)?;
-        println!("{name} runs again (pid {} in the cluster)", pid);
+        tell!("{name} runs again (pid {} in the cluster)", pid);
         return Ok(ExitCode::SUCCESS);
     }
     let status = cluster.host.status()?;
-    println!("{:<6} {:<16} {:<9} {:<24} LOG", "NAME", "ADDRESS", "PID", "STATE");
+    tell!("{:<6} {:<16} {:<9} {:<24} LOG", "NAME", "ADDRESS", "PID", "STATE");
     for node in &status.nodes {
         let pid = node.pid.and_then(|p| cluster.host.outer_pid(p).ok());
         let state = match (&node.ended, node.cut) {
@@ -94,19 +96,19 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
             _ => "running".into(),
         };
         let pid = pid.map_or("-".into(), |p| p.to_string());
-        println!("{:<6} {:<16} {:<9} {:<24} {}", node.name, node.address, pid, state, node.log.display());
+        tell!("{:<6} {:<16} {:<9} {:<24} {}", node.name, node.address, pid, state, node.log.display());
     }
     match cluster.api.get("/api/v1/nodes").await {
         Ok(nodes) => {
-            println!();
+            tell!();
             for node in items(&nodes) {
                 let ready = if super::cluster::is_ready(node) { "Ready" } else { "NotReady" };
-                println!("node {:<6} {ready}", node["metadata"]["name"].as_str().unwrap_or_default());
+                tell!("node {:<6} {ready}", node["metadata"]["name"].as_str().unwrap_or_default());
             }
-            println!("\nleader {}", cluster.leader().await.unwrap_or_else(|_| "unknown".into()));
+            tell!("\nleader {}", cluster.leader().await.unwrap_or_else(|_| "unknown".into()));
         }
-        Err(e) => println!("\nthe API does not answer: {e:#}"),
+        Err(e) => tell!("\nthe API does not answer: {e:#}"),
     }
-    println!("\nexport KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
+    tell!("\nexport KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use skiff_api::kinds;
 use skiff_api::view::{Change, Key, Resource};
 use skiff_apiserver::{ApiServer, PatchType, UserInfo};
 use skiff_fleet::{Beats, SharedView};
-use skiff_reconcile::{CONTROLLERS, Liveness, NodeLiveness, Settings};
+use skiff_reconcile::{CONTROLLERS, Liveness, Settings};
 use skiff_store::Leadership;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,6 +71,22 @@ pub async fn run(
     }
 }
 
+/// Controllers and scheduler over an API server that has no agents: every node counts as live. For tests of what they decide.
+/// Runs until it is dropped.
+pub async fn run_without_agents(api: ApiServer, settings: Settings) {
+    let (view, changes) = super::view::follow(api.store().clone());
+    let mut leadership = api.store().leadership();
+    let Ok(term) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.term) else { return };
+    let (_judged, liveness) = watch::channel(Arc::new(Liveness::default()));
+    let shared = Leading { api, term, view, changes, liveness, settings: Arc::new(settings) };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(scheduling::run(shared.clone()));
+    for controller in CONTROLLERS {
+        tasks.spawn(controllers::run(*controller, shared.clone()));
+    }
+    tasks.join_all().await;
+}
+
 /// The user that writes for a part of the control plane.
 pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
     let user = UserInfo::new(format!("system:{name}"), ["system:masters", "system:authenticated"]);
@@ -119,15 +135,8 @@ async fn judge(
         last = now;
         let names: Vec<String> = view.read().nodes.iter().map(|(k, _)| k.name.clone()).collect();
         let old = judged.borrow().clone();
-        let mut new = Liveness::default();
-        for (name, lost_for) in beats.judge(names.iter().map(String::as_str), now) {
-            let state = match (lost_for, old.0.get(&name)) {
-                (None, _) => NodeLiveness::Live,
-                (Some(_), Some(lost @ NodeLiveness::Lost { .. })) => lost.clone(),
-                (Some(_), _) => NodeLiveness::Lost { since: Timestamp::now() },
-            };
-            new.0.insert(name, state);
-        }
+        let lost = beats.judge(names.iter().map(String::as_str), now).into_iter();
+        let new = old.next(lost.map(|(name, silence)| (name, silence.is_some())), Timestamp::now());
         if new == *old {
             continue;
         }

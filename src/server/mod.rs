@@ -17,7 +17,7 @@ mod upstream;
 mod view;
 
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, PeerCertificate, TokenSigner, UserInfo};
+use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, PeerCertificate, TokenSigner, UserInfo};
 use skiff_fleet::{Beats, Calls, Detector, FleetService, NodeName, Trusted};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+pub use control::run_without_agents;
 pub use files::Files;
 pub use join::write_token;
 
@@ -183,6 +184,8 @@ async fn start_api(
     config.controllers = options.controllers;
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
+    let counted = beats.clone();
+    config.further_metrics = Some(FurtherMetrics(Arc::new(move || counted.metrics(std::time::Instant::now()))));
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let (view, changes) = view::follow(shared.store.clone());
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.client(UserInfo::apiserver())));

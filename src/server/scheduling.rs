@@ -38,7 +38,7 @@ pub async fn run(leading: Leading) {
         };
         if !decisions.is_empty() {
             for part in decisions.chunks(BINDS_AT_ONCE) {
-                let writes = part.iter().map(|d| carry_out(&client, d, &said));
+                let writes = part.iter().map(|d| carry_out(&leading, &client, d, &said));
                 for result in futures_util::future::join_all(writes).await {
                     if let Err(status) = result {
                         tracing::debug!("a binding failed, deciding again: {}", status.message);
@@ -71,7 +71,12 @@ pub async fn run(leading: Leading) {
     }
 }
 
-async fn carry_out(client: &Client, decision: &Decision, said: &BTreeMap<String, String>) -> Result<(), Status> {
+async fn carry_out(
+    leading: &Leading,
+    client: &Client,
+    decision: &Decision,
+    said: &BTreeMap<String, String>,
+) -> Result<(), Status> {
     let note = |pod: &Key, uid: &str, warning, reason, message| EventNote {
         resource: Resource::new("", "v1", "pods"),
         kind: "Pod",
@@ -93,7 +98,8 @@ async fn carry_out(client: &Client, decision: &Decision, said: &BTreeMap<String,
                 return Ok(());
             }
             let pods = kinds::by_resource("", "v1", "pods").ok_or_else(|| Status::internal_error("no pods"))?;
-            let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            let generation = leading.view.read().pods.get(pod).and_then(|p| p.metadata.generation);
+            let condition = json!({"type": "PodScheduled", "observedGeneration": generation, "status": "False", "reason": "Unschedulable", "message": message,
                 "lastProbeTime": null, "lastTransitionTime": skiff_api::meta::format_time(jiff::Timestamp::now())});
             let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}});
             client.patch(&pods, &pod.namespace, &pod.name, "status", PatchType::Strategic, &patch).await?;

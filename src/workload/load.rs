@@ -27,7 +27,8 @@ pub struct LoadArgs {
 #[derive(Default)]
 struct Interval {
     ok: u64,
-    failed: u64,
+    /// When each request that failed was begun, milliseconds since 1970.
+    failed: Vec<u64>,
     slowest_ms: u64,
     by: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
@@ -45,12 +46,13 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
                 let (interval, target) = (interval.clone(), args.target.clone());
                 let limit = Duration::from_millis(args.timeout_ms);
                 tokio::spawn(async move {
-                    let begun = std::time::Instant::now();
-                    let result = match tokio::time::timeout(limit, request(&target)).await {
+                    let (begun, begun_ms) = (std::time::Instant::now(), now_ms());
+                    let stage = Stage::default();
+                    let result = match tokio::time::timeout(limit, request(&target, &stage)).await {
                         Ok(result) => result.map_err(|e| format!("{e:#}")),
-                        Err(_) => Err("timed out".into()),
+                        Err(_) => Err(format!("timed out: {}", stage.get())),
                     };
-                    note(&interval, result, begun.elapsed());
+                    note(&interval, result, begun_ms, begun.elapsed());
                 });
             }
             _ = tell.tick() => say(&interval),
@@ -59,9 +61,27 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
     }
 }
 
+/// What a request waits for, for the message when it waits too long.
+#[derive(Default)]
+struct Stage(Mutex<&'static str>);
+
+impl Stage {
+    fn set(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(|e| e.into_inner()) = name;
+    }
+
+    fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
 /// One request; who answered, as `node/version`.
-async fn request(target: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(target).await.context("connect")?;
+async fn request(target: &str, stage: &Stage) -> anyhow::Result<String> {
+    stage.set("resolve");
+    let address = tokio::net::lookup_host(target).await.context("resolve")?.next().context("resolve: no address")?;
+    stage.set("connect");
+    let mut stream = TcpStream::connect(address).await.context("connect")?;
+    stage.set("receive");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.context("send")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.context("receive")?;
@@ -73,7 +93,7 @@ async fn request(target: &str) -> anyhow::Result<String> {
     Ok(format!("{}/{}", field("node"), field("version")))
 }
 
-fn note(interval: &Mutex<Interval>, result: Result<String, String>, took: Duration) {
+fn note(interval: &Mutex<Interval>, result: Result<String, String>, begun_ms: u64, took: Duration) {
     let mut interval = interval.lock().unwrap_or_else(|e| e.into_inner());
     interval.slowest_ms = interval.slowest_ms.max(took.as_millis() as u64);
     match result {
@@ -82,20 +102,24 @@ fn note(interval: &Mutex<Interval>, result: Result<String, String>, took: Durati
             *interval.by.entry(by).or_default() += 1;
         }
         Err(why) => {
-            interval.failed += 1;
+            interval.failed.push(begun_ms);
             *interval.errors.entry(why).or_default() += 1;
         }
     }
 }
 
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
 fn say(interval: &Mutex<Interval>) {
     let now = std::mem::take(&mut *interval.lock().unwrap_or_else(|e| e.into_inner()));
-    if now.ok + now.failed == 0 {
+    if now.ok == 0 && now.failed.is_empty() {
         return;
     }
-    let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let at_ms = now_ms();
     println!(
         "{}",
-        json!({"at_ms": at_ms, "ok": now.ok, "failed": now.failed, "slowest_ms": now.slowest_ms, "by": now.by, "errors": now.errors})
+        json!({"at_ms": at_ms, "ok": now.ok, "failed_begun_ms": now.failed, "slowest_ms": now.slowest_ms, "by": now.by, "errors": now.errors})
     );
 }

@@ -1,6 +1,8 @@
-//! `skiff web`: answers every request with who it is and what DNS tells it. On SIGTERM it takes no new connections and ends when the last answer is out.
+//! `skiff web`: answers every request with who it is and what DNS tells it. On SIGTERM it answers those that have connected by then, and ends when the
+//! last answer is out.
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
@@ -10,7 +12,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 /// A web server that answers with pod, node, version and what DNS says.
@@ -32,20 +34,24 @@ pub async fn run(args: WebArgs) -> anyhow::Result<()> {
     let lookup = Arc::new(args.lookup);
     let connections = TaskTracker::new();
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    loop {
-        let stream = tokio::select! {
-            _ = term.recv() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => continue,
-            },
-        };
+    let serve = |stream: TcpStream| {
         let (who, lookup) = (who.clone(), lookup.clone());
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| answer(request, who.clone(), lookup.clone()));
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            accepted = listener.accept() => if let Ok((stream, _)) = accepted { serve(stream) },
+        }
     }
+    // Whoever the kernel has connected already waits for an answer: closing the listener would reset these connections.
+    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+        serve(stream);
+    }
+    drop(listener);
     connections.close();
     let _ = tokio::time::timeout(Duration::from_secs(10), connections.wait()).await;
     Ok(())

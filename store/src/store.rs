@@ -33,6 +33,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 const TICK: Duration = Duration::from_millis(25);
+/// How often a member stands for election after a leader's connection ended.
+const STAND_AGAIN: u64 = 5;
 /// Heartbeats every 100 ms; an election after 500 to 1000 ms of silence.
 const TIMING: Timing = Timing { heartbeat_ticks: 4, election_ticks: 20 };
 /// A request that has not been answered by then fails; whether it happened is not known.
@@ -465,16 +467,19 @@ impl Store {
         }
         let Some(addr) = self.members().into_iter().find(|m| m.id == id).map(|m| m.peer_addr) else { return };
         let shared = self.shared().clone();
-        let apart = Duration::from_millis(rand::rng().random_range(5..60));
         tokio::spawn(async move {
             let dial = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(&addr)).await;
             if !matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
                 return;
             }
             shared.input(Input::Closed(id));
-            tokio::time::sleep(apart).await;
-            let now = shared.leadership.borrow().clone();
-            if now.leader.is_none() || now.leader == Some(id) {
+            // Two that stand at the same moment split the votes: they stand again, apart anew, rather than wait for the silence to be long enough.
+            for round in 0..STAND_AGAIN {
+                let apart = Duration::from_millis(rand::rng().random_range(5..60) + 60 * round.min(1));
+                tokio::time::sleep(apart).await;
+                if shared.leadership.borrow().leader.is_some_and(|leader| leader != id) {
+                    return;
+                }
                 shared.input(Input::Campaign);
             }
         });

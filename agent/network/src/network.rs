@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use skiff_netlink::nft::{Batch, Data, Nft};
@@ -18,7 +19,11 @@ use crate::peers::{self, Way};
 use crate::pods::{self, PROTOCOL};
 use crate::program::{self, Program};
 use crate::ranges;
-use crate::rules::ServiceState;
+use crate::rules::{Endpoint, ServiceState};
+
+/// Within a cluster a connection is answered within this time, or by nobody. Sooner than a client's first repetition (1 s, RFC 6298), so that it
+/// reaches another endpoint.
+const HANDSHAKE_MAX: Duration = Duration::from_millis(200);
 
 /// The network of one node, in the network namespace in which it was started. Cheap to clone; all clones are the same network.
 #[derive(Debug, Clone)]
@@ -93,7 +98,17 @@ impl Network {
 
     /// Programs all services there are, in one transaction that holds only what changed.
     pub async fn set_services(&self, state: ServiceState) -> Result<()> {
-        self.with(move |inner| inner.set_services(state)).await
+        let lost_endpoints = self.with(move |inner| inner.set_services(state)).await?;
+        if lost_endpoints {
+            let network = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(HANDSHAKE_MAX).await;
+                if let Err(error) = network.with(Inner::forget_unanswered).await {
+                    tracing::warn!(%error, "connections to endpoints that went away stay tracked until they time out");
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Puts an address on the node's loopback and keeps service rules away from it, so that a server of this node answers there for local pods
@@ -225,7 +240,7 @@ impl Inner {
             let mut batch = Batch::new(FAMILY, TABLE);
             batch.add_elements(OWN_PODS, &[(twice(ip), Data::None)]);
             self.commit_or_rebuild("admit a pod", batch)?;
-            if some_ports { self.reprogram() } else { Ok(()) }
+            if some_ports { self.reprogram().map(drop) } else { Ok(()) }
         })();
         if let Err(error) = finish {
             self.detach(uid)?;
@@ -285,32 +300,54 @@ impl Inner {
         })
     }
 
-    fn set_services(&mut self, state: ServiceState) -> Result<()> {
+    /// True when endpoints went away, or may have.
+    fn set_services(&mut self, state: ServiceState) -> Result<bool> {
         if self.programmed.is_some() && self.services == state {
-            return Ok(());
+            return Ok(false);
         }
         self.services = state;
         self.reprogram()
     }
 
-    /// From what the kernel holds to what it should; all anew when that is not known.
-    fn reprogram(&mut self) -> Result<()> {
+    /// From what the kernel holds to what it should; all anew when that is not known. True when endpoints went away, or may have.
+    fn reprogram(&mut self) -> Result<bool> {
         let wanted = self.program();
-        let Some(now) = self.programmed.clone() else { return self.rebuild() };
-        let mut batch = Batch::new(FAMILY, TABLE);
-        program::change(&mut batch, &now, &wanted);
-        let gone = now.udp_gone(&wanted);
-        self.commit_or_rebuild("change the service rules", batch)?;
-        self.programmed = Some(wanted);
-        if !gone.is_empty() {
-            let stale = |flow: &conntrack::Flow| {
-                flow.original.protocol == libc::IPPROTO_UDP as u8
-                    && gone
-                        .iter()
-                        .any(|endpoint| endpoint.ip == flow.reply.source && endpoint.port == flow.reply.source_port)
-            };
-            conntrack::delete(&mut self.conntrack, stale)?;
+        let lost_endpoints = match self.programmed.clone() {
+            None => {
+                self.rebuild()?;
+                true
+            }
+            Some(now) => {
+                let mut batch = Batch::new(FAMILY, TABLE);
+                program::change(&mut batch, &now, &wanted);
+                let lost_endpoints = now.loses_endpoints(&wanted);
+                self.commit_or_rebuild("change the service rules", batch)?;
+                self.programmed = Some(wanted);
+                lost_endpoints
+            }
+        };
+        if lost_endpoints {
+            self.forget_flows(|flow| flow.original.protocol == libc::IPPROTO_UDP as u8)?;
         }
+        Ok(lost_endpoints)
+    }
+
+    /// Forgets connections that were begun towards an endpoint which is none any more, and that nobody answered. The kernel would keep them for two
+    /// minutes, and send there whatever connection uses the same port again.
+    fn forget_unanswered(&mut self) -> Result<()> {
+        self.forget_flows(|flow| !flow.answered)
+    }
+
+    /// Of the flows that rules of ours sent to a pod, forgets those whose endpoint is none any more.
+    fn forget_flows(&mut self, which: impl Fn(&conntrack::Flow) -> bool) -> Result<()> {
+        let Some(programmed) = &self.programmed else { return Ok(()) };
+        let cluster = self.config.cluster_cidr;
+        let stale = |flow: &conntrack::Flow| {
+            let at = Endpoint { ip: flow.reply.source, port: flow.reply.source_port };
+            let sent_there = flow.original.destination != at.ip && cluster.contains(at.ip);
+            sent_there && which(flow) && !programmed.leads_to(flow.original.protocol, at)
+        };
+        conntrack::delete(&mut self.conntrack, stale)?;
         Ok(())
     }
 

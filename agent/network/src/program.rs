@@ -33,7 +33,8 @@ pub enum Line {
 pub struct Program {
     chains: BTreeMap<String, Vec<Line>>,
     maps: BTreeMap<&'static str, BTreeMap<Vec<u8>, Verdict>>,
-    udp: BTreeSet<Endpoint>,
+    /// Where the program sends connections, by protocol number.
+    endpoints: BTreeSet<(u8, Endpoint)>,
 }
 
 impl Program {
@@ -51,6 +52,7 @@ impl Program {
             for port in ports {
                 let chain = format!("host/{}/{}", port.protocol.as_str(), port.host_port);
                 let to = Endpoint { ip: pod, port: port.container_port };
+                program.endpoints.insert((port.protocol.number(), to));
                 program.chains.entry(chain.clone()).or_default().push(Line::Host(port.host_ip, to));
                 program.element(HOST_PORTS, port_key(port.protocol, port.host_port), Verdict::Goto(chain));
             }
@@ -58,16 +60,20 @@ impl Program {
         program
     }
 
-    /// UDP endpoints that `self` has and `later` lacks: their flows must be forgotten.
-    pub fn udp_gone(&self, later: &Program) -> BTreeSet<Endpoint> {
-        self.udp.difference(&later.udp).copied().collect()
+    /// Whether connections may be sent to this endpoint.
+    pub fn leads_to(&self, protocol: u8, endpoint: Endpoint) -> bool {
+        self.endpoints.contains(&(protocol, endpoint))
+    }
+
+    /// Whether `later` lacks an endpoint of this program.
+    pub fn loses_endpoints(&self, later: &Program) -> bool {
+        !self.endpoints.is_subset(&later.endpoints)
     }
 
     fn service(&mut self, key: &PortKey, port: &ServicePort, cluster_cidr: Cidr) {
         let name = format!("{}/{}/{}/{}", key.namespace, key.service, key.protocol.as_str(), key.port);
-        if key.protocol == Protocol::Udp {
-            self.udp.extend(port.inside.endpoints.iter().chain(&port.outside.endpoints));
-        }
+        let endpoints = port.inside.endpoints.iter().chain(&port.outside.endpoints);
+        self.endpoints.extend(endpoints.map(|endpoint| (key.protocol.number(), *endpoint)));
         let inside = format!("svc/{name}");
         self.chains.insert(inside.clone(), vec![balance(&port.inside, port.sticky)]);
         for ip in &port.cluster_ips {

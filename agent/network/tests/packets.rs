@@ -299,6 +299,50 @@ async fn what_leaves_the_cluster_is_masqueraded() {
     }
 }
 
+/// Connects from a port that the caller chooses, as a client does that comes round to a port again.
+fn ask_from(namespace: &File, port: u16, to: (Ipv4Addr, u16)) -> std::io::Result<String> {
+    use nix::sys::socket::*;
+    netns::inside_file(namespace, || {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(0, 300_000))?;
+        // Closed by a reset, so that the port is free at once.
+        setsockopt(&socket, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+        let [a, b, c, d] = to.0.octets();
+        connect(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, to.1))?;
+        let mut text = String::new();
+        TcpStream::from(socket).read_to_string(&mut text)?;
+        Ok(text)
+    })
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_port_that_was_used_towards_a_dead_endpoint_is_good_again() {
+    if !may_run("a_port_that_was_used_towards_a_dead_endpoint_is_good_again") {
+        return;
+    }
+    let [one, two] = two_nodes("reuse", Overlay::Auto).await;
+    let (a, b) = (pod(&one, "pod-a", vec![]).await, pod(&one, "pod-b", vec![]).await);
+    serve(&b.namespace, 8080, "b");
+    let nobody = Ipv4Addr::new(10, 42, 2, 99);
+    one.network.set_services(service(&[nobody], Protocol::Tcp, None, false)).await.unwrap();
+    ask_from(&a.namespace, 40_000, (SERVICE, 80)).unwrap_err();
+    one.network.set_services(service(&[b.ip], Protocol::Tcp, None, false)).await.unwrap();
+    let begun = Instant::now();
+    let answer = loop {
+        match ask_from(&a.namespace, 40_000, (SERVICE, 80)) {
+            Ok(answer) => break answer,
+            Err(e) => assert!(begun.elapsed() < Duration::from_secs(5), "{e}"),
+        }
+    };
+    assert!(answer.starts_with("b "), "{answer}");
+    for node in [&one, &two] {
+        node.network.teardown().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn udp_follows_its_endpoints_and_dns_stays_here() {
     if !may_run("udp_follows_its_endpoints_and_dns_stays_here") {

@@ -108,7 +108,7 @@ impl Request<'_> {
                 name: BEFORE_FIRST_APPLY.into(),
                 operation: Operation::Update,
                 subresource: String::new(),
-                set: strip(&own_update(known, &json!({}), &live, self.ignored)),
+                set: strip(&own_update(known, &new_object(self.schema, "", ""), &live, self.ignored)),
                 ..self.who.clone()
             };
             managers.0.push(all);
@@ -229,7 +229,7 @@ pub fn track_update(
     let ignored = reset_fields(has_status, &schema.name, subresource);
     let before = match old {
         Some(old) => without_managed_fields(old),
-        None => json!({"apiVersion": meta::api_version(new), "kind": meta::kind(new)}),
+        None => new_object(schema, meta::api_version(new), meta::kind(new)),
     };
     let changed = typed::compare(known, &before, new).without_below(&ignored);
     let who = Manager {
@@ -260,18 +260,32 @@ pub fn track_update(
 
 /// Puts the old times back when nothing but times in `managedFields` changed, so that a write without effect is none.
 pub fn restore_times_if_unchanged(old: &Value, new: &mut Value) {
-    let timeless = |obj: &Value| {
-        let mut obj = obj.clone();
-        for entry in obj.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(map) = entry.as_object_mut() {
-                map.shift_remove("time");
-            }
+    let same = |old: &Value, new: &Value, but: &[&str]| match (old.as_object(), new.as_object()) {
+        (Some(old), Some(new)) => {
+            let counted = |map: &Map<String, Value>| map.keys().filter(|k| !but.contains(&k.as_str())).count();
+            counted(old) == counted(new)
+                && old.iter().all(|(key, value)| but.contains(&key.as_str()) || new.get(key) == Some(value))
         }
-        obj
+        _ => old == new,
     };
-    if old != new && timeless(old) == timeless(new) {
+    let metadata = |obj: &'_ Value| obj.get("metadata").cloned().unwrap_or(Value::Null);
+    if !same(old, new, &["metadata"]) {
+        return;
+    }
+    let (was, is) = (metadata(old), metadata(new));
+    let (before, after) = (meta::list_at(&was, &["managedFields"]), meta::list_at(&is, &["managedFields"]));
+    let same_managers = before.len() == after.len() && before.iter().zip(after).all(|(a, b)| same(a, b, &["time"]));
+    if same_managers && same(&was, &is, &["managedFields", "resourceVersion"]) {
         *new = old.clone();
     }
+}
+
+/// An object of a type before anybody wrote to it: what its type always carries is there already, so that a writer owns
+/// what it puts in and not the place itself.
+fn new_object(schema: &TypeDef, api_version: &str, kind: &str) -> Value {
+    let mut obj = json!({"apiVersion": api_version, "kind": kind});
+    schema.normalize(&mut obj);
+    obj
 }
 
 fn without_managed_fields(obj: &Value) -> Value {

@@ -1,7 +1,6 @@
 //! Walks over typed values: which paths a value sets, what changed between two, how one merges into another.
 //!
-//! Granular maps and keyed lists are walked into; scalars and atomic values are leaves. Where the schema says nothing,
-//! objects are granular, lists and scalars are leaves.
+//! Granular maps and keyed lists are walked into; scalars, atomic values and values of any form are leaves.
 
 use super::path::{FieldSet, Known, PathElement};
 use crate::schema::{Absent, ListOwnership, ListShape, Shape};
@@ -14,7 +13,7 @@ enum Form<'a> {
     List(&'a ListShape),
 }
 
-fn form<'a>(known: Known<'a>, a: Option<&Value>, b: Option<&Value>) -> Form<'a> {
+fn form(known: Known<'_>) -> Form<'_> {
     match known {
         Known::Type(def) if def.atomic => Form::Leaf,
         Known::Type(_) => Form::Map,
@@ -22,11 +21,6 @@ fn form<'a>(known: Known<'a>, a: Option<&Value>, b: Option<&Value>) -> Form<'a> 
         Known::Shape(Shape::Map(_)) => Form::Map,
         Known::Shape(Shape::List(list)) if list.ownership == ListOwnership::Atomic => Form::Leaf,
         Known::Shape(Shape::List(list)) => Form::List(list),
-        Known::Shape(Shape::Any) => {
-            let object = |v: Option<&Value>| v.is_none_or(|v| v.is_object() || v.is_null());
-            let any = a.is_some_and(Value::is_object) || b.is_some_and(Value::is_object);
-            if any && object(a) && object(b) { Form::Map } else { Form::Leaf }
-        }
         Known::Shape(_) => Form::Leaf,
     }
 }
@@ -170,7 +164,7 @@ pub(super) fn field_set(known: Known, value: &Value) -> FieldSet {
 }
 
 fn collect(known: Known, value: &Value, path: &mut Vec<PathElement>, set: &mut FieldSet) {
-    match form(known, Some(value), None) {
+    match form(known) {
         Form::Leaf => set.insert(path),
         Form::Map => {
             for (key, member) in members(Some(value)).into_iter().flatten() {
@@ -233,7 +227,7 @@ fn compare_at(
         (Some(a), Some(b)) if !equal(a, b) => out.modified.insert(path),
         _ => {}
     };
-    match form(known, old, new) {
+    match form(known) {
         Form::Leaf => return leaf(path, out),
         Form::Map => {
             let (a, b) = (members(old), members(new));
@@ -259,8 +253,8 @@ fn compare_at(
                 l.into_iter().flatten().map(|i| (element(list, i), i.clone())).collect()
             };
             let (a, b) = (index(a), index(b));
-            let find = |l: &[(PathElement, Value)], name: &PathElement| {
-                l.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
+            let all = |l: &[(PathElement, Value)], name: &PathElement| {
+                l.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect::<Vec<_>>()
             };
             let mut seen: Vec<&PathElement> = Vec::new();
             for (name, _) in a.iter().chain(&b) {
@@ -269,7 +263,18 @@ fn compare_at(
                 }
                 seen.push(name);
                 path.push(name.clone());
-                compare_at(Known::of(&list.item), find(&a, name).as_ref(), find(&b, name).as_ref(), path, out);
+                let (was, is) = (all(&a, name), all(&b, name));
+                if was.len() > 1 || is.len() > 1 {
+                    // Items that cannot be told apart are owned as one.
+                    match (was.is_empty(), is.is_empty()) {
+                        (true, _) => out.added.insert(path),
+                        (_, true) => out.removed.insert(path),
+                        _ if was != is => out.modified.insert(path),
+                        _ => {}
+                    }
+                } else {
+                    compare_at(Known::of(&list.item), was.first(), is.first(), path, out);
+                }
                 path.pop();
             }
         }
@@ -291,7 +296,7 @@ fn equal(a: &Value, b: &Value) -> bool {
 /// `config` merged into `live`; what both have is as in `config`.
 pub(super) fn merge(known: Known, live: Option<&Value>, config: Option<&Value>) -> Option<Value> {
     let leaf = || config.or(live).cloned();
-    match form(known, live, config) {
+    match form(known) {
         Form::Leaf => leaf(),
         Form::Map => {
             let (a, b) = (members(live), members(config));
@@ -375,7 +380,7 @@ fn merge_lists(list: &ListShape, live: &[Value], config: &[Value]) -> Vec<Value>
 
 /// `value` without the paths in `gone`. None when nothing is left of a map or a list.
 pub(super) fn remove(known: Known, value: &Value, gone: &FieldSet) -> Option<Value> {
-    match form(known, Some(value), None) {
+    match form(known) {
         Form::Leaf => Some(value.clone()),
         Form::Map => {
             let map = members(Some(value))?;

@@ -2,7 +2,7 @@
 
 use super::{each, empty, or, storage, text, with};
 use crate::quantity::Quantity;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 /// Permissions of files that volumes make: 0644.
@@ -10,6 +10,7 @@ const FILE_MODE: i64 = 0o644;
 
 /// A pod: a template's defaults, and what only a real pod gets.
 pub(super) fn pod(map: &mut Map<String, Value>) {
+    pair_addresses(map);
     with(map, "spec", |spec| {
         // Requests follow from limits before anything else looks at them.
         for list in ["initContainers", "containers"] {
@@ -42,6 +43,20 @@ fn requests_from_limits(resources: &mut Map<String, Value>) {
     let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
     or(resources, "requests", empty());
     with(resources, "requests", |requests| limits.into_iter().for_each(|(name, limit)| or(requests, &name, limit)));
+}
+
+/// `podIP` is the first of `podIPs`; a writer may give either.
+fn pair_addresses(pod: &mut Map<String, Value>) {
+    for (one, many) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
+        let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) else { return };
+        let single = status.get(one).and_then(Value::as_str).unwrap_or("").to_string();
+        let first = status.get(many).and_then(|l| l.pointer("/0/ip")).and_then(Value::as_str).unwrap_or("").to_string();
+        if !single.is_empty() && single != first {
+            status.insert(many.into(), json!([{"ip": single}]));
+        } else if single.is_empty() && !first.is_empty() {
+            status.insert(one.into(), first.into());
+        }
+    }
 }
 
 /// With resources for the pod as a whole: its requests follow from what all containers ask for, else from its limits.

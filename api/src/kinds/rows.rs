@@ -85,8 +85,11 @@ impl Kind {
 
 pub(super) fn rows() -> Vec<Kind> {
     let mut all = core();
+    // The group of the most used kinds stands first, as clients that ask for a bare name expect.
+    let (apps, others): (Vec<Kind>, Vec<Kind>) = workloads().into_iter().partition(|kind| kind.group == "apps");
+    all.extend(apps);
     all.extend(reviews());
-    all.extend(workloads());
+    all.extend(others);
     all.extend(cluster_and_network());
     for kind in &mut all {
         kind.subresources.sort_by(|a, b| a.name.cmp(&b.name));
@@ -110,9 +113,18 @@ fn core() -> Vec<Kind> {
     let kind = |name| row("", "v1", name);
     vec![
         Kind { storage_version_hash: String::new(), verbs: list("create"), ..kind("Binding") },
+        Kind {
+            plural: "componentstatuses".into(),
+            storage_version_hash: String::new(),
+            verbs: list("get,list"),
+            ..kind("ComponentStatus")
+        }
+        .cluster()
+        .short("cs"),
         kind("ConfigMap").short("cm"),
         kind("Endpoints").short("ep"),
         kind("Event").short("ev"),
+        kind("LimitRange").short("limits"),
         Kind { verbs: list("create,delete,get,list,patch,update,watch"), ..kind("Namespace") }
             .cluster()
             .short("ns")
@@ -136,6 +148,7 @@ fn core() -> Vec<Kind> {
         kind("PersistentVolumeClaim").short("pvc").status(),
         kind("PodTemplate"),
         kind("ReplicationController").short("rc").categories("all").status().scale(),
+        kind("ResourceQuota").short("quota").status(),
         kind("Secret"),
         kind("Service").short("svc").categories("all").status().sub_of("proxy", "", "v1", "ServiceProxyOptions", PROXY),
         kind("ServiceAccount").short("sa").sub_of("token", "authentication.k8s.io", "v1", "TokenRequest", "create"),
@@ -162,23 +175,43 @@ fn reviews() -> Vec<Kind> {
 
 fn workloads() -> Vec<Kind> {
     let apps = |name| row("apps", "v1", name);
+    let batch = |name| row("batch", "v1", name);
     vec![
         apps("ControllerRevision"),
         apps("DaemonSet").short("ds").categories("all").status(),
         apps("StatefulSet").short("sts").categories("all").status().scale(),
         apps("Deployment").short("deploy").categories("all").status().scale(),
         apps("ReplicaSet").short("rs").categories("all").status().scale(),
+        row("autoscaling", "v2", "HorizontalPodAutoscaler").short("hpa").categories("all").status(),
+        batch("CronJob").short("cj").categories("all").status(),
+        batch("Job").categories("all").status(),
     ]
 }
 
 fn cluster_and_network() -> Vec<Kind> {
     let rbac = |name| row("rbac.authorization.k8s.io", "v1", name);
+    let network = |name| row("networking.k8s.io", "v1", name);
+    let storage = |name| row("storage.k8s.io", "v1", name);
     vec![
+        row("certificates.k8s.io", "v1", "CertificateSigningRequest")
+            .cluster()
+            .short("csr")
+            .status()
+            .sub("approval", RW),
+        network("IngressClass").cluster(),
+        network("Ingress").short("ing").status(),
+        network("NetworkPolicy").short("netpol"),
+        row("policy", "v1", "PodDisruptionBudget").short("pdb").status(),
         rbac("ClusterRole").cluster(),
         rbac("ClusterRoleBinding").cluster(),
         rbac("Role"),
         rbac("RoleBinding"),
-        row("storage.k8s.io", "v1", "StorageClass").cluster().short("sc"),
+        storage("CSIDriver").cluster(),
+        storage("CSINode").cluster(),
+        storage("CSIStorageCapacity"),
+        storage("StorageClass").cluster().short("sc"),
+        storage("VolumeAttachment").cluster().status(),
+        storage("VolumeAttributesClass").cluster().short("vac"),
         row("scheduling.k8s.io", "v1", "PriorityClass").cluster().short("pc"),
         row("coordination.k8s.io", "v1", "Lease"),
         row("node.k8s.io", "v1", "RuntimeClass").cluster(),

@@ -1,8 +1,7 @@
 //! The OpenAPI v3 documents, made from the schema.
 //!
-//! Clients read three things from them: the types of fields (validation, `kubectl explain`), the operations with the
-//! kind they speak (`x-kubernetes-group-version-kind`), and which query parameters an operation takes. Descriptions are
-//! our own, short, and only where they say more than the name (`schema/words.txt`).
+//! Clients read the types of fields from them (validation, `kubectl explain`). The paths are added by the server that
+//! answers them. Descriptions are our own, short, and only where they say more than the name (`schema/words.txt`).
 
 use super::{Absent, Field, ListMerge, ListOwnership, ListShape, Schema, Shape, TypeDef};
 use crate::kinds::Kind;
@@ -10,12 +9,11 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The OpenAPI v3 document of one group and version (`v1`, `apps/v1`), for the `kinds` in it.
+/// The OpenAPI v3 document of one group and version (`v1`, `apps/v1`), for the `kinds` in it, without its paths.
 pub fn openapi_v3(group_version: &str, kinds: &[Arc<Kind>]) -> Value {
     let words = words();
     let mut schemas: BTreeMap<String, Value> = BTreeMap::new();
     let mut wanted: Vec<&'static TypeDef> = Vec::new();
-    let mut paths = Map::new();
     for kind in kinds.iter().filter(|k| k.api_version() == group_version) {
         if let Some(def) = Schema::for_kind(kind) {
             wanted.push(def);
@@ -29,7 +27,6 @@ pub fn openapi_v3(group_version: &str, kinds: &[Arc<Kind>]) -> Value {
             let version = if sub.version.is_empty() { &kind.version } else { &sub.version };
             wanted.extend(Schema::by_gvk(group, version, &sub.kind));
         }
-        add_paths(&mut paths, kind);
     }
     wanted.extend(["meta.v1.DeleteOptions", "meta.v1.Status"].iter().filter_map(|n| Schema::by_name(n)));
     let mut seen: BTreeSet<&str> = BTreeSet::new();
@@ -45,7 +42,6 @@ pub fn openapi_v3(group_version: &str, kinds: &[Arc<Kind>]) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": "unversioned"},
-        "paths": paths,
         "components": {"schemas": schemas},
     })
 }
@@ -217,113 +213,6 @@ fn list_schema(kind: &Kind, def: &TypeDef) -> Value {
     })
 }
 
-/// The paths of a kind: its collection, its objects, their subresources.
-fn add_paths(paths: &mut Map<String, Value>, kind: &Kind) {
-    let root = if kind.group.is_empty() {
-        format!("/api/{}", kind.version)
-    } else {
-        format!("/apis/{}/{}", kind.group, kind.version)
-    };
-    let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
-    let collection = format!("{root}{scope}/{}", kind.plural);
-    let object = format!("{collection}/{{name}}");
-    if kind.namespaced && kind.has_verb("list") {
-        let all = operations(kind, &kind.kind, &kind.group, &kind.version, &["list".into()], false);
-        paths.insert(format!("{root}/{}", kind.plural), all);
-    }
-    for (path, on_object) in [(collection, false), (object.clone(), true)] {
-        let found = operations(kind, &kind.kind, &kind.group, &kind.version, &kind.verbs, on_object);
-        if found.as_object().is_some_and(|m| m.keys().any(|k| k != "parameters")) {
-            paths.insert(path, found);
-        }
-    }
-    for sub in &kind.subresources {
-        let group = if sub.group.is_empty() { &kind.group } else { &sub.group };
-        let version = if sub.version.is_empty() { &kind.version } else { &sub.version };
-        let mut found = operations(kind, &sub.kind, group, version, &sub.verbs, true);
-        if sub.verbs.iter().any(|v| v == "create") {
-            found["post"] = operation("post", "post", &sub.kind, group, version);
-        }
-        paths.insert(format!("{object}/{}", sub.name), found);
-    }
-}
-
-fn operations(kind: &Kind, speaks: &str, group: &str, version: &str, verbs: &[String], on_object: bool) -> Value {
-    let table: &[(&str, &str, &str)] = if on_object {
-        &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")]
-    } else {
-        &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")]
-    };
-    let mut out = Map::new();
-    for (method, action, verb) in table {
-        if verbs.iter().any(|v| v == verb) {
-            out.insert((*method).into(), operation(method, action, speaks, group, version));
-        }
-    }
-    let mut parameters = Vec::new();
-    if on_object {
-        parameters.push(json!({"name": "name", "in": "path", "required": true, "schema": {"type": "string"}}));
-    }
-    if kind.namespaced {
-        parameters.push(json!({"name": "namespace", "in": "path", "required": true, "schema": {"type": "string"}}));
-    }
-    out.insert("parameters".into(), Value::Array(parameters));
-    Value::Object(out)
-}
-
-fn operation(method: &str, action: &str, kind: &str, group: &str, version: &str) -> Value {
-    let names: &[&str] = match action {
-        "list" => &[
-            "labelSelector",
-            "fieldSelector",
-            "limit",
-            "continue",
-            "resourceVersion",
-            "resourceVersionMatch",
-            "watch",
-            "allowWatchBookmarks",
-            "sendInitialEvents",
-            "timeoutSeconds",
-        ],
-        "post" | "put" => &["dryRun", "fieldManager", "fieldValidation"],
-        "patch" => &["dryRun", "fieldManager", "fieldValidation", "force"],
-        "delete" | "deletecollection" => &["dryRun", "gracePeriodSeconds", "propagationPolicy"],
-        _ => &[],
-    };
-    let parameters: Vec<Value> =
-        names.iter().map(|n| json!({"name": n, "in": "query", "schema": {"type": parameter_type(n)}})).collect();
-    let schema = Schema::by_gvk(group, version, kind).map(|def| reference(&full_name(&def.name)));
-    let mut out = json!({
-        "parameters": parameters,
-        "responses": {"200": {"description": "OK"}},
-        "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
-    });
-    let media: &[&str] = match method {
-        "post" | "put" => &["*/*"],
-        "patch" => &[
-            "application/apply-patch+yaml",
-            "application/json-patch+json",
-            "application/merge-patch+json",
-            "application/strategic-merge-patch+json",
-        ],
-        _ => &[],
-    };
-    if let (false, Some(schema)) = (media.is_empty(), schema) {
-        let content: Map<String, Value> = media.iter().map(|m| (m.to_string(), json!({"schema": schema}))).collect();
-        out["requestBody"] = json!({"content": content, "required": true});
-    }
-    out
-}
-
-fn parameter_type(name: &str) -> &'static str {
-    match name {
-        "limit" | "timeoutSeconds" | "gracePeriodSeconds" => "integer",
-        "watch" | "allowWatchBookmarks" | "sendInitialEvents" | "force" => "boolean",
-        _ => "string",
-    }
-}
-
 /// Our own descriptions, by `TYPE` and `TYPE.FIELD`.
 fn words() -> HashMap<&'static str, &'static str> {
     let lines = include_str!("../../schema/words.txt").lines().filter(|l| !l.starts_with('#'));
@@ -346,17 +235,6 @@ mod tests {
                 assert!(schemas.contains_key(name), "{name} in {version}");
             }
         }
-    }
-
-    #[test]
-    fn what_kubectl_reads() {
-        let document = openapi_v3("apps/v1", kinds::builtin());
-        let path = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"];
-        assert_eq!(path["get"]["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        let names: Vec<&str> =
-            patch["parameters"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str()).collect();
-        assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"));
     }
 
     #[test]

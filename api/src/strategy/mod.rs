@@ -91,7 +91,6 @@ pub fn prepare_for_status_update(kind: &Kind, new: &mut Value, old: &Value) {
             keep_metadata(new, old, &["ownerReferences"]);
             let class = meta::at(old, &["status", "qosClass"]).cloned();
             set_member(new, "status", "qosClass", class);
-            pod::pair_addresses(new);
         }
         _ => {}
     }
@@ -103,6 +102,44 @@ pub fn prepare_for_status_update(kind: &Kind, new: &mut Value, old: &Value) {
         }
     }
     normalize(kind, new);
+}
+
+/// Keeps all of a pod but the resources of its containers (`resize`).
+pub fn prepare_for_resize(kind: &Kind, new: &mut Value, old: &Value) {
+    let sent = std::mem::replace(new, old.clone());
+    for list in ["containers", "initContainers"] {
+        let wanted = meta::list_at(&sent, &["spec", list]);
+        let kept = new.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut);
+        for container in kept.into_iter().flatten() {
+            let name = meta::str_at(container, &["name"]).to_string();
+            let Some(wanted) = wanted.iter().find(|c| meta::str_at(c, &["name"]) == name) else { continue };
+            for key in ["resources", "resizePolicy"] {
+                set_or_remove(container, key, wanted.get(key).cloned());
+            }
+        }
+    }
+    finish_pod_part(kind, new, &sent, old);
+}
+
+/// Keeps all of a pod but its ephemeral containers.
+pub fn prepare_for_ephemeral_containers(kind: &Kind, new: &mut Value, old: &Value) {
+    let sent = std::mem::replace(new, old.clone());
+    set_member(new, "spec", "ephemeralContainers", meta::at(&sent, &["spec", "ephemeralContainers"]).cloned());
+    finish_pod_part(kind, new, &sent, old);
+}
+
+/// A write of a part of a pod: what the writer said of versions and managers counts, and a change counts in `generation`.
+fn finish_pod_part(kind: &Kind, new: &mut Value, sent: &Value, old: &Value) {
+    for key in ["resourceVersion", "managedFields"] {
+        match meta::at(sent, &["metadata", key]).cloned() {
+            Some(value) => meta::set(new, key, value),
+            None => meta::unset(new, key),
+        }
+    }
+    normalize(kind, new);
+    if new.get("spec") != old.get("spec") {
+        meta::set(new, "generation", meta::generation(old) + 1);
+    }
 }
 
 /// Seconds an object is given to end; 0 means it is removed at once. `asked` is the request's wish.

@@ -62,20 +62,6 @@ fn merge_term(term: &mut Value, labels: &Map<String, Value>) {
     }
 }
 
-/// `podIP` is the first of `podIPs`; a writer may give either.
-pub(super) fn pair_addresses(obj: &mut Value) {
-    for (one, many) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
-        let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) else { return };
-        let single = status.get(one).and_then(Value::as_str).unwrap_or("").to_string();
-        let first = status.get(many).and_then(|l| l.pointer("/0/ip")).and_then(Value::as_str).unwrap_or("").to_string();
-        if !single.is_empty() && single != first {
-            status.insert(many.into(), json!([{"ip": single}]));
-        } else if single.is_empty() && !first.is_empty() {
-            status.insert(one.into(), first.into());
-        }
-    }
-}
-
 /// `Guaranteed` when every container has limits of cpu and memory and requests as much; `BestEffort` when none asks for
 /// anything; `Burstable` otherwise. Resources of the pod as a whole, where given, decide alone.
 pub fn qos_class(pod: &Value) -> &'static str {

@@ -63,6 +63,18 @@ pub(super) fn shown(obj: &Value, key: &str) -> Value {
     obj.get(key).cloned().unwrap_or(Value::Null)
 }
 
+/// A value with the keys of its maps in order, as messages show maps.
+pub(super) fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut members: Vec<(String, Value)> = map.iter().map(|(k, v)| (k.clone(), sorted(v))).collect();
+            members.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(members.into_iter().collect())
+        }
+        other => other.clone(),
+    }
+}
+
 pub(super) fn invalid_all(errs: &mut Errors, path: &Path, value: impl Into<Value>, problems: Vec<String>) {
     let value = value.into();
     errs.extend(problems.into_iter().map(|p| FieldError::invalid(path, value.clone(), p)));

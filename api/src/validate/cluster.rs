@@ -326,6 +326,24 @@ pub(super) fn runtime_class(errs: &mut Errors, obj: &Value) {
     }
 }
 
+pub(super) fn signing_request(errs: &mut Errors, obj: &Value) {
+    let spec = obj.get("spec").unwrap_or(&Value::Null);
+    let path = Path::new("spec");
+    let request = text(spec, "request");
+    let pem = base64::engine::general_purpose::STANDARD.decode(request).unwrap_or_default();
+    if !String::from_utf8_lossy(&pem).trim_start().starts_with("-----BEGIN CERTIFICATE REQUEST-----") {
+        let detail = "PEM block type must be CERTIFICATE REQUEST";
+        errs.push(FieldError::invalid(path.child("request"), shown(spec, "request"), detail));
+    }
+    if list(spec, "usages").is_empty() {
+        errs.push(FieldError::required(path.child("usages"), ""));
+    }
+    if required(errs, spec, "signerName", &path) && !text(spec, "signerName").contains('/') {
+        let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        errs.push(FieldError::invalid(path.child("signerName"), text(spec, "signerName"), detail));
+    }
+}
+
 pub(super) fn binding(errs: &mut Errors, obj: &Value) {
     let null = Value::Null;
     let target = obj.get("target").unwrap_or(&null);

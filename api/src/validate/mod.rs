@@ -3,11 +3,14 @@
 //! [`create`], [`update`] and [`status_update`] find the rules of a kind; each topic has its file. Objects must be
 //! defaulted and prepared first. Errors come in the order upstream finds them, because clients show them in that order.
 
+mod batch;
 mod check;
 mod cluster;
 pub mod error;
 mod metadata;
+mod networking;
 mod pod;
+mod policy;
 mod rbac;
 mod selectors;
 mod service;
@@ -35,7 +38,14 @@ pub fn create(kind: &Kind, obj: &Value) -> Vec<FieldError> {
         return errs;
     }
     metadata::create(&mut errs, kind, obj, name_rule(kind));
-    body(&mut errs, kind, obj);
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("networking.k8s.io", "Ingress") => networking::ingress(&mut errs, obj, true),
+        ("batch", "CronJob") => {
+            batch::cron_job(&mut errs, obj);
+            batch::cron_job_name(&mut errs, obj);
+        }
+        _ => body(&mut errs, kind, obj),
+    }
     // What the cluster is not configured for is told only about a service that is valid otherwise.
     if errs.is_empty() && kind.is("", "Service") {
         service::families(&mut errs, obj);
@@ -60,11 +70,31 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
             workloads::stateful_set_update(&mut errs, new, old);
             return errs;
         }
+        ("batch", "Job") => {
+            body(&mut errs, kind, new);
+            metadata::update(&mut errs, new, old);
+            batch::job_update(&mut errs, new, old);
+            return errs;
+        }
         _ => metadata::update(&mut errs, new, old),
     }
     changes(&mut errs, kind, new, old);
     body(&mut errs, kind, new);
     changes_after(&mut errs, kind, new, old);
+    errs
+}
+
+/// What is wrong with a change of a pod through its `resize` path.
+pub fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    pod::resize(&mut errs, new, old);
+    errs
+}
+
+/// What is wrong with a change of a pod through its `ephemeralcontainers` path.
+pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    pod::ephemeral_containers(&mut errs, new, old);
     errs
 }
 
@@ -77,6 +107,10 @@ pub fn status_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
         ("", "Service") => {
             metadata::update(&mut errs, new, old);
             service::status(&mut errs, new);
+        }
+        ("policy", "PodDisruptionBudget") => {
+            metadata::update(&mut errs, new, old);
+            policy::disruption_budget_status(&mut errs, new);
         }
         ("apps", _) | ("", "ReplicationController") => {
             metadata::update(&mut errs, new, old);
@@ -125,6 +159,16 @@ fn body(errs: &mut Errors, kind: &Kind, obj: &Value) {
         ("", "Binding") => cluster::binding(errs, obj),
         ("", "PersistentVolume") => storage::volume(errs, obj),
         ("", "PersistentVolumeClaim") => storage::claim(errs, obj),
+        ("certificates.k8s.io", "CertificateSigningRequest") => cluster::signing_request(errs, obj),
+        ("", "LimitRange") => policy::limit_range(errs, obj),
+        ("", "ResourceQuota") => policy::quota(errs, obj),
+        ("policy", "PodDisruptionBudget") => policy::disruption_budget(errs, obj),
+        ("autoscaling", "HorizontalPodAutoscaler") => policy::autoscaler(errs, obj),
+        ("batch", "Job") => batch::job(errs, obj),
+        ("batch", "CronJob") => batch::cron_job(errs, obj),
+        ("networking.k8s.io", "NetworkPolicy") => networking::network_policy(errs, obj),
+        ("networking.k8s.io", "Ingress") => networking::ingress(errs, obj, false),
+        ("networking.k8s.io", "IngressClass") => networking::ingress_class(errs, obj),
         ("storage.k8s.io", "StorageClass") => storage::storage_class(errs, obj),
         ("coordination.k8s.io", "Lease") => cluster::lease(errs, obj),
         ("scheduling.k8s.io", "PriorityClass") => cluster::priority_class(errs, obj),
@@ -145,6 +189,8 @@ fn changes(errs: &mut Errors, kind: &Kind, new: &Value, old: &Value) {
         ("node.k8s.io", "RuntimeClass") => check::immutable(errs, new, old, "handler", &check::Path::new("")),
         ("discovery.k8s.io", "EndpointSlice") => check::immutable(errs, new, old, "addressType", &check::Path::new("")),
         ("storage.k8s.io", "StorageClass") => storage::storage_class_update(errs, new, old),
+        ("", "ResourceQuota") => policy::quota_update(errs, new, old),
+        ("networking.k8s.io", "IngressClass") => networking::ingress_class_update(errs, new, old),
         _ => {}
     }
 }

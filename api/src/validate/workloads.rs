@@ -2,7 +2,7 @@
 
 use super::check::{
     Errors, IMMUTABLE, NEGATIVE, Path, int, int_or_percent, int_or_percent_value, invalid_all, list, non_negative,
-    not_more_than_100_percent, one_of, shown, some, text,
+    not_more_than_100_percent, one_of, shown, some, sorted, text,
 };
 use super::error::FieldError;
 use super::selectors::label_selector;
@@ -49,7 +49,7 @@ fn template(errs: &mut Errors, spec: &Value, selector: &LabelSelector, rules: &T
     let null = Value::Null;
     let template = some(spec, "template").unwrap_or(&null);
     if !selector.is_everything() && !selector.matches(meta::labels(template)) {
-        let labels = meta::at(template, &["metadata", "labels"]).cloned().unwrap_or(Value::Null);
+        let labels = meta::at(template, &["metadata", "labels"]).map(sorted).unwrap_or(Value::Null);
         errs.push(FieldError::invalid(at.child("metadata").child("labels"), labels, MISMATCH));
     }
     pod::template(errs, template, &at);
@@ -157,7 +157,7 @@ pub(super) fn daemon_set(errs: &mut Errors, obj: &Value) {
     let labels = meta::map_at(spec, &["template", "metadata", "labels"]);
     match &parsed {
         Some(Ok(s)) if !s.is_everything() && !s.matches(labels) => {
-            let found = meta::at(spec, &["template", "metadata", "labels"]).cloned().unwrap_or(Value::Null);
+            let found = meta::at(spec, &["template", "metadata", "labels"]).map(sorted).unwrap_or(Value::Null);
             errs.push(FieldError::invalid(path.child("template").child("metadata").child("labels"), found, MISMATCH));
         }
         Some(Ok(s)) if s.is_everything() => {

@@ -28,6 +28,18 @@ pub struct Config {
     pub endpoints: Vec<std::net::SocketAddr>,
     /// Whether controllers run elsewhere in this process: without them, nothing makes the default accounts.
     pub controllers: bool,
+    /// What the rest of the process counts, in the Prometheus text format: joined to `/metrics`.
+    pub further_metrics: Option<FurtherMetrics>,
+}
+
+/// Writes some metrics.
+#[derive(Clone)]
+pub struct FurtherMetrics(pub Arc<dyn Fn() -> String + Send + Sync>);
+
+impl std::fmt::Debug for FurtherMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FurtherMetrics(..)")
+    }
 }
 
 impl Config {
@@ -44,6 +56,7 @@ impl Config {
             advertise: String::new(),
             endpoints: Vec::new(),
             controllers: true,
+            further_metrics: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::auth::user::UserInfo;
 use crate::call::{Answer, Body, Call};
 use crate::http::request::{Query, RequestInfo};
 use crate::state::State;
+use crate::storage::forms;
 use crate::sub;
 use crate::verbs::{create, delete, patch, read, update, watch};
 use skiff_api::kinds;
@@ -54,12 +55,32 @@ pub fn call(asked: Asked) -> Result<Call, Status> {
 
 /// Answers a call (streams and proxies are answered elsewhere).
 pub async fn answer(state: &State, call: &mut Call) -> Result<Answer, Status> {
+    if let Some(warning) = skiff_api::warnings::of_kind(&call.kind) {
+        call.warn(warning);
+    }
     if !call.kind.is_stored() {
         return match call.kind.kind.as_str() {
             "Binding" => sub::binding::handle(state, call).await,
+            "ComponentStatus" => sub::components::handle(state, call),
             _ => sub::reviews::handle(state, call).await,
         };
     }
+    let answer = answer_stored(state, call).await?;
+    // An object is stored in the form in which it was written.
+    Ok(match answer {
+        Answer::Object { code, kind, object } => {
+            let object = forms::as_kind(object, &kind);
+            Answer::Object { code, kind, object }
+        }
+        Answer::List(mut list) => {
+            list.items = list.items.into_iter().map(|item| forms::as_kind(item, &list.kind)).collect();
+            Answer::List(list)
+        }
+        other => other,
+    })
+}
+
+async fn answer_stored(state: &State, call: &mut Call) -> Result<Answer, Status> {
     match (call.info.subresource.as_str(), call.info.verb.as_str()) {
         ("", "create") => create::create(state, call).await,
         ("", "list") => read::list(state, call).await,

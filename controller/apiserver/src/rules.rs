@@ -4,9 +4,9 @@ use crate::call::Call;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use skiff_api::Kind;
+use skiff_api::apply;
 use skiff_api::meta;
 use skiff_api::schema::TypeDef;
-use skiff_api::{apply, strategy};
 
 /// The characters of generated suffixes: no vowels, so that no words come out.
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -48,10 +48,17 @@ pub fn stamp_new(object: &mut Value, now: Timestamp) {
 
 /// What the server keeps of an old object, whatever the client sends.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for key in ["creationTimestamp", "generation"] {
         match meta::at(old, &["metadata", key]) {
             Some(value) => meta::set(new, key, value.clone()),
             None => meta::unset(new, key),
+        }
+    }
+    // What a client sends in these counts only where the old object has nothing to keep: then it is told that it may not.
+    for (key, always) in [("deletionTimestamp", true), ("uid", false), ("deletionGracePeriodSeconds", false)] {
+        let sent = meta::at(new, &["metadata", key]).is_some_and(|v| !v.is_null() && v != "");
+        if let Some(value) = meta::at(old, &["metadata", key]).filter(|_| always || !sent) {
+            meta::set(new, key, value.clone());
         }
     }
     meta::set(new, "name", meta::name(old));
@@ -108,13 +115,6 @@ pub fn track(
         ("", None) if kind.has_status() => new.as_object_mut().and_then(|m| m.shift_remove("status")),
         _ => None,
     };
-    if let Some(old) = old {
-        match subresource {
-            "" | "scale" => strategy::prepare_for_update(kind, new, old),
-            "status" => strategy::prepare_for_status_update(kind, new, old),
-            _ => {}
-        }
-    }
     apply::track_update(schema, old, new, manager, operation, subresource, now);
     if subresource == "scale" {
         untime_scale(new, manager);
@@ -124,10 +124,15 @@ pub fn track(
     }
 }
 
-/// The reference server keeps no time with what was written through a scale.
+/// The reference server keeps no time with what was written through a scale, and a scale to zero owns nothing: there the
+/// field is absent.
 fn untime_scale(object: &mut Value, manager: &str) {
+    let is_zero = meta::i64_at(object, &["spec", "replicas"]) == Some(0);
     let fields = object.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
     let Some(fields) = fields else { return };
+    if is_zero {
+        fields.retain(|e| meta::str_at(e, &["subresource"]) != "scale" || meta::str_at(e, &["manager"]) != manager);
+    }
     for entry in fields.iter_mut() {
         if meta::str_at(entry, &["subresource"]) == "scale"
             && meta::str_at(entry, &["manager"]) == manager
@@ -157,19 +162,6 @@ pub fn dedupe_owners(call: &mut Call, object: &mut Value) {
         );
         meta::set(object, "ownerReferences", kept);
     }
-}
-
-/// What the writer of an object should hear, beside the answer.
-pub fn warnings(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<String> {
-    const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
-    let mut all = Vec::new();
-    let has = |object: &Value| meta::annotation(object, MOUNTABLE).is_some();
-    if kind.is("", "ServiceAccount") && has(new) && !old.is_some_and(has) {
-        all.push(format!(
-            "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
-        ));
-    }
-    all
 }
 
 #[cfg(test)]

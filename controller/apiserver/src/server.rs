@@ -302,7 +302,7 @@ async fn read_body(body: Body, media: &str) -> Result<CallBody, Status> {
 
 /// Makes what every cluster begins with, and keeps the `kubernetes` Service.
 async fn prepare(server: ApiServer) {
-    let client = server.client(bootstrap::user()).with_manager("skiff");
+    let client = server.client(bootstrap::user()).with_manager("kube-apiserver");
     let mut wait = Duration::from_millis(50);
     loop {
         let made = async {

@@ -135,6 +135,9 @@ async fn assign_address(
         };
         let inside = wanted.parse().ok().and_then(|ip| state.config.service_cidr.offset(ip));
         let cidr = state.config.service_cidr;
+        if inside.is_none() {
+            return fail("the provided network does not match the current range");
+        }
         if inside.is_none_or(|o| o == 0 || o == cidr.size() - 1) {
             return fail(&format!(
                 "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {cidr}"

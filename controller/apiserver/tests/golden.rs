@@ -11,13 +11,14 @@
 mod corpus;
 #[path = "golden/replay.rs"]
 mod replay;
+#[path = "golden/score.rs"]
+mod score;
 #[path = "golden/unify.rs"]
 mod unify;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use skiff_apiserver::node::NoNodes;
 use skiff_apiserver::{ApiServer, Config, TokenSigner};
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,7 +70,7 @@ fn replay_all(folder: &Path) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let passed = runtime.block_on(async {
         let address = start().await?;
-        score(address, folder).await
+        anyhow::Ok(score::score(address, folder, "api").await?.1)
     })?;
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-passing.txt");
     if std::env::var_os("SKIFF_GOLDEN_ACCEPT").is_some() {
@@ -83,53 +84,4 @@ fn replay_all(folder: &Path) -> Result<(), Failed> {
         true => Ok(()),
         false => Err(format!("these scenarios passed before: {}", lost.join(", ")).into()),
     }
-}
-
-/// Scenarios that passed, and all that were replayed.
-type Passed = (BTreeSet<String>, BTreeSet<String>);
-
-async fn score(address: SocketAddr, folder: &Path) -> anyhow::Result<Passed> {
-    let only = std::env::var("SKIFF_GOLDEN_ONLY").unwrap_or_default();
-    let verbose = std::env::var_os("SKIFF_GOLDEN_VERBOSE").is_some();
-    let (mut good, mut all, mut managed) = (0, 0, 0);
-    let mut passed: Passed = Default::default();
-    for topic in corpus::read(folder) {
-        let (mut topic_good, mut topic_all) = (0, 0);
-        for scenario in topic.scenarios.iter().filter(|s| s.profile == "api") {
-            let id = format!("{}/{}", topic.topic, scenario.name);
-            if !id.starts_with(&only) {
-                continue;
-            }
-            let outcomes = replay::scenario(address, &topic.topic, scenario).await;
-            let ok = outcomes.iter().filter(|o| o.problem.is_none()).count();
-            managed += outcomes.iter().filter(|o| o.managed_fields_differ).count();
-            println!("  {id}: {ok}/{}", outcomes.len());
-            if verbose {
-                for outcome in &outcomes {
-                    if let Some(problem) = &outcome.problem {
-                        println!("      {}: {problem}", outcome.name);
-                    } else if outcome.managed_fields_differ {
-                        println!("      {}: managed fields differ", outcome.name);
-                    }
-                }
-            }
-            if ok == outcomes.len() {
-                passed.0.insert(id.clone());
-            }
-            passed.1.insert(id);
-            topic_good += ok;
-            topic_all += outcomes.len();
-        }
-        if topic_all > 0 {
-            println!("{}: {topic_good}/{topic_all}", topic.topic);
-        }
-        good += topic_good;
-        all += topic_all;
-    }
-    println!(
-        "all: {good}/{all} steps, {}/{} scenarios; managed fields differ in {managed} more",
-        passed.0.len(),
-        passed.1.len()
-    );
-    Ok(passed)
 }

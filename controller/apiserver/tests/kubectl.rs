@@ -1,11 +1,12 @@
-//! What people type: the real kubectl against a server with made-up containers. Ignored, with the reason, where there is no kubectl.
+//! What people type: real kubectls against a server with made-up containers. Ignored, with the reason, where there is no kubectl.
 //!
-//! `SKIFF_KUBECTL` names another binary. `SKIFF_HOLD=1` only starts the server, prints the line to use it with, and waits for Ctrl-C.
+//! Every version that can be found is run, each with a cache of its own: those that `SKIFF_KUBECTL` names (paths with `:`
+//! between), else `kubectl` in the `PATH` and each `kubectl.1.NN` or `kubectl-1.NN` in the `PATH` or beside it.
+//! `SKIFF_HOLD=1` only starts the server, prints the line to use it with, and waits for Ctrl-C.
 
 mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -16,7 +17,56 @@ use tokio::process::Command;
 /// No command here takes longer.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
 
+/// One kubectl of this machine.
+#[derive(Clone, Debug)]
+struct Binary {
+    path: PathBuf,
+    /// `v1.31.9`
+    version: String,
+}
+
+impl Binary {
+    /// None when it cannot be run.
+    fn at(path: PathBuf) -> Option<Binary> {
+        let output = std::process::Command::new(&path).args(["version", "--client", "-o", "json"]).output().ok()?;
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let version = told.pointer("/clientVersion/gitVersion")?.as_str()?.to_string();
+        Some(Binary { path, version })
+    }
+
+    /// `1.31` as a number that can be compared: 31.
+    fn minor(&self) -> u32 {
+        self.version.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// Every kubectl there is, the oldest first.
+fn binaries() -> Vec<Binary> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    if let Some(named) = std::env::var_os("SKIFF_KUBECTL") {
+        paths.extend(std::env::split_paths(&named));
+    } else {
+        let mut folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+        let found = folders.iter().map(|f| f.join("kubectl")).find(|p| p.is_file());
+        // The one in the PATH may be a link into the folder where the others are.
+        folders.extend(found.as_ref().and_then(|p| p.canonicalize().ok()?.parent().map(Path::to_path_buf)));
+        paths.extend(found);
+        for folder in folders {
+            for minor in 20..60 {
+                paths
+                    .extend([format!("kubectl.1.{minor}"), format!("kubectl-1.{minor}")].map(|name| folder.join(name)));
+            }
+        }
+        paths.retain(|p| p.is_file());
+    }
+    let mut all: Vec<Binary> = paths.into_iter().filter_map(Binary::at).collect();
+    all.sort_by_key(Binary::minor);
+    all.dedup_by(|a, b| a.version == b.version);
+    all
+}
+
 struct Kubectl {
+    binary: Binary,
     cluster: Cluster,
     config: PathBuf,
     /// Speaks SPDY, as older versions do.
@@ -24,15 +74,15 @@ struct Kubectl {
 }
 
 impl Kubectl {
-    async fn start(spdy: bool) -> anyhow::Result<Kubectl> {
+    async fn start(binary: &Binary, spdy: bool) -> anyhow::Result<Kubectl> {
         let cluster = Cluster::start().await?;
         cluster.running_pod("n1", "web").await?;
         let config = cluster.kubeconfig("root", Some("system:masters"))?;
-        Ok(Kubectl { cluster, config, spdy })
+        Ok(Kubectl { binary: binary.clone(), cluster, config, spdy })
     }
 
     fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.binary.path);
         command.args(line.split_whitespace()).kill_on_drop(true);
         command.env("KUBECONFIG", &self.config).env("HOME", &self.cluster.folder).env("KUBECACHEDIR", self.cache());
         for switch in ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"] {
@@ -68,17 +118,14 @@ impl Kubectl {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let fits = out.contains(expect) && err.contains(errors) && output.status.code() == Some(code);
         let head: String = out.chars().take(2000).collect();
-        anyhow::ensure!(fits, "kubectl {line}: {:?}\n--- out\n{head}\n--- err\n{err}", output.status.code());
+        let version = &self.binary.version;
+        anyhow::ensure!(fits, "kubectl {version} {line}: {:?}\n--- out\n{head}\n--- err\n{err}", output.status.code());
         Ok(())
     }
 }
 
-fn binary() -> OsString {
-    std::env::var_os("SKIFF_KUBECTL").unwrap_or_else(|| "kubectl".into())
-}
-
-async fn remote_commands(spdy: bool) -> anyhow::Result<()> {
-    let k = Kubectl::start(spdy).await?;
+async fn remote_commands(binary: &Binary, spdy: bool) -> anyhow::Result<()> {
+    let k = Kubectl::start(binary, spdy).await?;
     k.check("exec web -- echo hello world", "", "hello world\n", "", 0).await?;
     k.check("exec web -- warn careful", "", "", "careful", 0).await?;
     k.check("exec -i web -- cat", "to and fro", "to and fro", "", 0).await?;
@@ -89,8 +136,8 @@ async fn remote_commands(spdy: bool) -> anyhow::Result<()> {
     k.check("attach -i web", "attached", "attached", "", 0).await
 }
 
-async fn forwards(spdy: bool) -> anyhow::Result<()> {
-    let k = Kubectl::start(spdy).await?;
+async fn forwards(binary: &Binary, spdy: bool) -> anyhow::Result<()> {
+    let k = Kubectl::start(binary, spdy).await?;
     let mut child = k.command("port-forward pod/web :8080 :9").spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| anyhow::anyhow!("no output"))?).lines();
     let mut ports = Vec::new();
@@ -134,8 +181,8 @@ async fn forwards(spdy: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn logs() -> anyhow::Result<()> {
-    let k = Kubectl::start(false).await?;
+async fn logs(binary: &Binary) -> anyhow::Result<()> {
+    let k = Kubectl::start(binary, false).await?;
     k.check("logs web", "", "first\n", "", 0).await?;
     k.check("logs -p web", "", "", "previous terminated container \"main\" in pod \"web\" not found", 1).await?;
     // A line arrives as soon as it is written, and the end of the log ends the command.
@@ -152,8 +199,8 @@ async fn logs() -> anyhow::Result<()> {
 }
 
 /// Commands of every day; most of the `create`s send protobuf.
-async fn everyday() -> anyhow::Result<()> {
-    let k = Kubectl::start(false).await?;
+async fn everyday(binary: &Binary) -> anyhow::Result<()> {
+    let k = Kubectl::start(binary, false).await?;
     let manifest = k.cluster.folder.join("app.json");
     let text = |image: &str| {
         serde_json::json!({
@@ -193,13 +240,16 @@ async fn everyday() -> anyhow::Result<()> {
         ("create rolebinding r --role=r --serviceaccount=default:robot", "r created", "", 0),
         ("auth can-i get pods --as=system:serviceaccount:default:robot", "yes", "", 0),
         ("auth can-i list pods --as=system:serviceaccount:default:robot", "no", "", 1),
-        ("auth whoami -o jsonpath={.status.userInfo.username}", "root", "", 0),
         ("explain deployment.spec.strategy", "rollingUpdate", "", 0),
+        ("explain pods", "One or more containers", "", 0),
+        ("describe deploy web", "nginx", "", 0),
+        ("get pods -o wide", "NOMINATED NODE", "", 0),
+        ("exec web -- echo hello", "hello", "", 0),
         ("api-resources --api-group=apps", "deployments", "", 0),
         ("scale deploy/app --replicas=3", "scaled", "", 0),
         ("rollout restart deploy/app", "restarted", "", 0),
         ("label pod web tier=front", "labeled", "", 0),
-        ("annotate pod web note=x", "annotated", "", 0),
+        ("annotate pod web note=x", "pod/web annotate", "", 0),
         ("get pods -l tier=front -o name", "pod/web", "", 0),
         ("describe pod web", "tier=front", "", 0),
         ("wait --for=condition=Ready pod/web --timeout=5s", "condition met", "", 0),
@@ -211,11 +261,17 @@ async fn everyday() -> anyhow::Result<()> {
     for (line, expect, errors, code) in rows {
         k.check(line, "", expect, errors, *code).await?;
     }
+    if binary.minor() >= 28 {
+        // Before, it asks for a beta version that is gone.
+        k.check("auth whoami -o jsonpath={.status.userInfo.username}", "", "root", "", 0).await?;
+    } else {
+        k.check("explain pods.spec --output plaintext-openapiv2", "", "containers", "", 0).await?;
+    }
     Ok(())
 }
 
-async fn hold() -> anyhow::Result<()> {
-    let k = Kubectl::start(false).await?;
+async fn hold(binary: &Binary) -> anyhow::Result<()> {
+    let k = Kubectl::start(binary, false).await?;
     println!("export KUBECONFIG={}", Path::new(&k.config).display());
     tokio::signal::ctrl_c().await?;
     Ok(())
@@ -225,27 +281,34 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::from_args();
     let runtime = || tokio::runtime::Runtime::new().map_err(Failed::from);
     if std::env::var_os("SKIFF_HOLD").is_some() {
-        return tokio::runtime::Runtime::new()?.block_on(hold());
+        let newest = binaries().pop().ok_or_else(|| anyhow::anyhow!("there is no kubectl here"))?;
+        return tokio::runtime::Runtime::new()?.block_on(hold(&newest));
     }
-    let there = std::process::Command::new(binary()).args(["version", "--client"]).output();
-    let there = there.is_ok_and(|o| o.status.success());
+    let binaries = binaries();
     let required = std::env::var_os("CI").is_some_and(|v| v == "true");
-    if !there {
+    let Some(newest) = binaries.last().cloned() else {
         eprintln!("kubectl: {}: there is no kubectl here", if required { "failed" } else { "ignored" });
-    }
+        let trial = Trial::test("kubectl", || Err("there is no kubectl here".into())).with_ignored_flag(!required);
+        libtest_mimic::run(&arguments, vec![trial]).exit();
+    };
+    let versions: Vec<&str> = binaries.iter().map(|b| b.version.as_str()).collect();
+    println!("kubectl versions: {}", versions.join(", "));
     macro_rules! trial {
-        ($name:literal, $run:expr) => {
-            Trial::test($name, move || runtime()?.block_on($run).map_err(|e| Failed::from(format!("{e:#}"))))
-                .with_ignored_flag(!there && !required)
-        };
+        ($name:expr, $binary:expr, |$b:ident| $run:expr) => {{
+            let $b = $binary.clone();
+            Trial::test(format!("{} ({})", $name, $b.version), move || {
+                let $b = &$b;
+                runtime()?.block_on($run).map_err(|e| Failed::from(format!("{e:#}")))
+            })
+        }};
     }
-    let trials = vec![
-        trial!("exec and attach over WebSocket", remote_commands(false)),
-        trial!("exec and attach over SPDY", remote_commands(true)),
-        trial!("port-forward over WebSocket", forwards(false)),
-        trial!("port-forward over SPDY", forwards(true)),
-        trial!("logs", logs()),
-        trial!("everyday commands", everyday()),
+    let mut trials = vec![
+        trial!("exec and attach over WebSocket", newest, |b| remote_commands(b, false)),
+        trial!("exec and attach over SPDY", newest, |b| remote_commands(b, true)),
+        trial!("port-forward over WebSocket", newest, |b| forwards(b, false)),
+        trial!("port-forward over SPDY", newest, |b| forwards(b, true)),
+        trial!("logs", newest, |b| logs(b)),
     ];
+    trials.extend(binaries.iter().map(|binary| trial!("everyday commands", binary, |b| everyday(b))));
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -135,6 +135,25 @@ impl Beats {
         })
     }
 
+    /// What is known of each node, in the Prometheus text format.
+    pub fn metrics(&self, now: Instant) -> String {
+        let nodes = self.nodes();
+        let mut out = String::new();
+        let mut family = |name: &str, help: &str, value: &dyn Fn(&Node) -> String| {
+            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
+            for (node, known) in nodes.iter() {
+                out.push_str(&format!("{name}{{node=\"{node}\"}} {}\n", value(known)));
+            }
+        };
+        family("skiff_node_applied_revision", "The revision that a node's service rules and names reflect.", &|n| {
+            n.applied.to_string()
+        });
+        family("skiff_node_silence_seconds", "The time since a node's last heartbeat.", &|n| {
+            format!("{:.3}", now.duration_since(n.last).as_secs_f64())
+        });
+        out
+    }
+
     /// Forgets a node that left the cluster.
     pub fn forget(&self, name: &str) {
         self.nodes().remove(name);

@@ -22,6 +22,8 @@ const QUEUE: usize = 64;
 /// While a deletion waits for acknowledgements, it is looked at this often even without news.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
+/// How long a node may wait for a server that is behind what the node knows, before it tries the next server.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// The list of servers is looked at this often even without news.
 const WELCOME_LOOK: Duration = Duration::from_secs(2);
 
@@ -214,6 +216,7 @@ impl FleetService {
         }
         self.upstream.register(node.clone(), register.node_json.to_vec()).await?;
         let pod_cidr = self.wait_for_subnet(&node).await?;
+        self.wait_for_revision(register.revision).await?;
         let down = self.tell(&node, &pod_cidr, &to_agent);
         let up = self.listen(&node, from_agent, &to_agent);
         tokio::select! { result = down => result, result = up => result }
@@ -239,6 +242,18 @@ impl FleetService {
         };
         let late = |_| Status::unavailable("the node got no subnet within 15 s; is there a leader?");
         tokio::time::timeout(Duration::from_secs(15), wait).await.map_err(late)?
+    }
+
+    /// A node that comes from another server may know more than this one does yet: what it is told must not lead it back.
+    async fn wait_for_revision(&self, known: u64) -> Result<(), Status> {
+        let mut revision = self.view.revision.clone();
+        let caught_up = tokio::time::timeout(CATCH_UP_MAX, revision.wait_for(|now| *now >= known)).await;
+        match caught_up {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Status::unavailable("this server is stopping")),
+            // Another server may know more; a node that hears this from all of them (a backup was restored) begins anew.
+            Err(_) => Err(Status::out_of_range(format!("this server has not caught up with revision {known} yet"))),
+        }
     }
 
     /// What the cluster is like, as a node wants to know it.

@@ -115,6 +115,30 @@ impl Liveness {
         }
     }
 
+    /// What is known next, after this: `lost` says of every node whether its silence is too long now.
+    ///
+    /// A silence keeps the time at which it was noticed. When so many nodes were silent that nothing was moved, and no longer are, those that still are count
+    /// from now: the fault was elsewhere, and they get their whole grace to come back too.
+    pub fn next(&self, lost: impl IntoIterator<Item = (String, bool)>, now: Timestamp) -> Liveness {
+        let state = |(name, lost): (String, bool)| {
+            let state = match (lost, self.0.get(&name)) {
+                (false, _) => NodeLiveness::Live,
+                (true, Some(known @ NodeLiveness::Lost { .. })) => known.clone(),
+                (true, _) => NodeLiveness::Lost { since: now },
+            };
+            (name, state)
+        };
+        let mut next = Liveness(lost.into_iter().map(state).collect());
+        if self.is_partitioned() && !next.is_partitioned() {
+            for state in next.0.values_mut() {
+                if let NodeLiveness::Lost { since } = state {
+                    *since = now;
+                }
+            }
+        }
+        next
+    }
+
     /// More than half of the nodes are silent: then it is more likely that this server is cut off than that they are all dead, and
     /// nothing is moved.
     pub fn is_partitioned(&self) -> bool {
@@ -130,4 +154,26 @@ pub(crate) fn value(object: &impl Serialize) -> Value {
 
 pub(crate) fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_counts_from_when_it_was_noticed_and_anew_after_a_partition() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let step = |known: &Liveness, lost: [bool; 3], second| {
+            known.next((0..3).map(|n| (format!("n{n}"), lost[n])), at(second))
+        };
+        let since = |liveness: &Liveness, n: usize| liveness.lost_since(&format!("n{n}")).map(|t| t.as_second());
+        let one = step(&Liveness::default(), [true, false, false], 10);
+        assert_eq!(since(&step(&one, [true, false, false], 11), 0), Some(10));
+        let two = step(&one, [true, true, false], 12);
+        assert!(two.is_partitioned());
+        assert_eq!((since(&two, 0), since(&two, 1)), (Some(10), Some(12)));
+        let over = step(&two, [true, false, false], 50);
+        assert_eq!((since(&over, 0), since(&over, 1)), (Some(50), None));
+        assert_eq!(since(&step(&over, [false, false, false], 51), 0), None);
+    }
 }

@@ -7,6 +7,7 @@ use crate::Controller;
 use crate::action::{Action, Context, Plan, value};
 use crate::owned::owner_reference;
 use crate::pods;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort as LegacyPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
 };
@@ -24,6 +25,8 @@ const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const LEGACY_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const SLICE_MAX: usize = 100;
+/// When what led to the last change happened: those who measure how long rules take to follow read it.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 fn slices() -> Resource {
     Resource::new("discovery.k8s.io", "v1", "endpointslices")
@@ -190,6 +193,26 @@ fn reference(pod: &Pod) -> ObjectReference {
     }
 }
 
+/// When the pod last became ready or stopped being so.
+fn changed_at(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == "Ready")?.last_transition_time.as_ref().map(|t| t.0)
+}
+
+/// When the earliest of the changes that are written now happened; with none known, the annotation goes.
+fn set_trigger(meta: &mut ObjectMeta, at: Option<Timestamp>) {
+    let mut annotations = meta.annotations.take().unwrap_or_default();
+    match at {
+        Some(at) => annotations.insert(TRIGGER.into(), skiff_api::meta::format_time(at)),
+        None => annotations.remove(TRIGGER),
+    };
+    meta.annotations = Some(annotations).filter(|a| !a.is_empty());
+}
+
+fn made_at(service: &Service) -> Option<Timestamp> {
+    service.metadata.creation_timestamp.as_ref().map(|t| t.0)
+}
+
 /// The name under which DNS lists the pod itself.
 fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
@@ -244,19 +267,23 @@ fn slices_for(service: &Service, chosen: &[Chosen], existing: &[Arc<EndpointSlic
     if service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None") {
         labels.insert("service.kubernetes.io/headless".into(), String::new());
     }
+    let known: Vec<&Endpoint> = existing.iter().flat_map(|s| s.endpoints.iter().flatten()).collect();
+    let news = chosen.iter().filter(|one| !known.contains(&&endpoint(service, one)));
+    let is_new = existing.is_empty().then(|| made_at(service)).flatten();
+    let trigger = news.filter_map(|one| changed_at(&one.pod)).chain(is_new).min();
     // A slice that already has the right ports is changed rather than replaced.
     let mut free: Vec<_> = existing.iter().collect();
     let mut rest = Vec::new();
     for (ports, endpoints) in wanted {
         match free.iter().position(|s| s.ports == ports) {
-            Some(i) => update_slice(free.remove(i), ports, endpoints, &labels, plan),
+            Some(i) => update_slice(free.remove(i), ports, endpoints, &labels, trigger, plan),
             None => rest.push((ports, endpoints)),
         }
     }
     for (ports, endpoints) in rest {
         match free.pop() {
-            Some(slice) => update_slice(slice, ports, endpoints, &labels, plan),
-            None => plan.push(create_slice(service, ports, endpoints, &labels)),
+            Some(slice) => update_slice(slice, ports, endpoints, &labels, trigger, plan),
+            None => plan.push(create_slice(service, ports, endpoints, &labels, trigger)),
         }
     }
     for slice in free {
@@ -269,6 +296,7 @@ fn update_slice(
     ports: Option<Vec<EndpointPort>>,
     endpoints: Option<Vec<Endpoint>>,
     labels: &BTreeMap<String, String>,
+    trigger: Option<Timestamp>,
     plan: &mut Plan,
 ) {
     if slice.ports == ports && slice.endpoints == endpoints && slice.metadata.labels.as_ref() == Some(labels) {
@@ -278,6 +306,7 @@ fn update_slice(
     changed.ports = ports;
     changed.endpoints = endpoints;
     changed.metadata.labels = Some(labels.clone());
+    set_trigger(&mut changed.metadata, trigger);
     plan.push(Action::Update { resource: slices(), object: value(&changed), subresource: None });
 }
 
@@ -286,8 +315,9 @@ fn create_slice(
     ports: Option<Vec<EndpointPort>>,
     endpoints: Option<Vec<Endpoint>>,
     labels: &BTreeMap<String, String>,
+    trigger: Option<Timestamp>,
 ) -> Action {
-    let slice = EndpointSlice {
+    let mut slice = EndpointSlice {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", service.metadata.name.as_deref().unwrap_or_default())),
             namespace: service.metadata.namespace.clone(),
@@ -299,6 +329,7 @@ fn create_slice(
         endpoints,
         ports,
     };
+    set_trigger(&mut slice.metadata, trigger);
     Action::Create { resource: slices(), object: value(&slice), announce: None }
 }
 
@@ -341,7 +372,23 @@ fn legacy_for(c: &Context<'_>, key: &Key, service: &Service, chosen: &[Chosen], 
     let subsets = Some(subsets).filter(|s| !s.is_empty());
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert(LEGACY_MANAGED_BY.into(), "endpoint-controller".into());
-    match c.view.endpoints.get(key) {
+    let old = c.view.endpoints.get(key);
+    let addresses = |e: &'_ Endpoints| -> Vec<(bool, EndpointAddress)> {
+        let of = |ready, list: &Option<Vec<EndpointAddress>>| {
+            list.iter().flatten().map(|a| (ready, a.clone())).collect::<Vec<_>>()
+        };
+        let subsets = e.subsets.iter().flatten();
+        subsets.flat_map(|s| [of(true, &s.addresses), of(false, &s.not_ready_addresses)].concat()).collect()
+    };
+    let known = old.map(|old| addresses(old)).unwrap_or_default();
+    let is_known = |one: &Chosen| {
+        let uid = &one.pod.metadata.uid;
+        known.iter().any(|(ready, a)| *ready == one.ready && a.target_ref.as_ref().is_some_and(|t| t.uid == *uid))
+    };
+    let news = chosen.iter().filter(|one| !one.terminating && !is_known(one));
+    let is_new = old.is_none().then(|| made_at(service)).flatten();
+    let trigger = news.filter_map(|one| changed_at(&one.pod)).chain(is_new).min();
+    match old {
         // Somebody keeps them by hand.
         Some(old) if !is_ours(old) => {}
         Some(old) if old.subsets == subsets && old.metadata.labels.as_ref() == Some(&labels) => {}
@@ -349,15 +396,17 @@ fn legacy_for(c: &Context<'_>, key: &Key, service: &Service, chosen: &[Chosen], 
             let mut changed = (**old).clone();
             changed.subsets = subsets;
             changed.metadata.labels = Some(labels);
+            set_trigger(&mut changed.metadata, trigger);
             plan.push(Action::Update { resource: legacy(), object: value(&changed), subresource: None });
         }
         None => {
-            let metadata = ObjectMeta {
+            let mut metadata = ObjectMeta {
                 name: Some(key.name.clone()),
                 namespace: Some(key.namespace.clone()),
                 labels: Some(labels),
                 ..Default::default()
             };
+            set_trigger(&mut metadata, trigger);
             let object = value(&Endpoints { metadata, subsets });
             plan.push(Action::Create { resource: legacy(), object, announce: None });
         }

@@ -35,9 +35,11 @@ fn keys(view: &View, change: &Change) -> Vec<Key> {
         let replaced = change.after.as_ref().is_none_or(|a| a.uid != before.uid);
         if replaced {
             keys.extend(view.dependents(&before.uid).map(|d| uid_key(&d.uid)));
-            // Owners that wait for their last dependent.
-            keys.extend(before.owners.iter().map(|o| uid_key(&o.uid)));
         }
+        // Owners that wait for their last dependent: it went, or it is theirs no longer.
+        let kept =
+            |uid: &str| !replaced && change.after.as_ref().is_some_and(|now| now.owners.iter().any(|o| o.uid == uid));
+        keys.extend(before.owners.iter().filter(|o| !kept(&o.uid)).map(|o| uid_key(&o.uid)));
     }
     keys
 }
@@ -121,5 +123,30 @@ fn foreground(view: &View, owner: &Identity, plan: &mut Plan) {
     }
     if !waiting {
         plan.push(without_finalizer(owner, FOREGROUND));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skiff_api::view::Resource;
+
+    /// An owner that waits for its dependents is looked at when one of them lets go of it.
+    #[test]
+    fn an_owner_is_told_when_a_dependent_lets_go() {
+        let maps = Resource::new("", "v1", "configmaps");
+        let (owner, dependent) = (Key::new("d", "owner"), Key::new("d", "dependent"));
+        let mut view = View::default();
+        let meta = json!({"metadata": {"name": "owner", "namespace": "d", "uid": "o", "finalizers": [ORPHAN]}});
+        view.apply(&maps, &owner, Some(meta.to_string().as_bytes())).unwrap();
+        let owned = |owners: serde_json::Value| {
+            json!({"metadata": {"name": "dependent", "namespace": "d", "uid": "x", "ownerReferences": owners}})
+                .to_string()
+        };
+        let reference = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "o"}]);
+        let change = view.apply(&maps, &dependent, Some(owned(reference).as_bytes())).unwrap();
+        assert_eq!(keys(&view, &change), [uid_key("x")]);
+        let change = view.apply(&maps, &dependent, Some(owned(json!([])).as_bytes())).unwrap();
+        assert_eq!(keys(&view, &change), [uid_key("o")]);
     }
 }

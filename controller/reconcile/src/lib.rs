@@ -14,12 +14,15 @@
 //! | `namespaces` | empties a namespace that is being deleted |
 //! | `accounts` | the default ServiceAccount and the CA's ConfigMap in each namespace |
 //! | `pods` | removes pods of nodes that are gone |
+//! | `quota` | what namespaces use of their quotas |
+//! | `disruption` | how many pods budgets let go |
 //! | `roles` | aggregated ClusterRoles |
 //! | `events` | forgets old events |
 
 mod accounts;
 mod action;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod events;
 mod garbage;
@@ -27,6 +30,7 @@ mod namespaces;
 mod nodes;
 mod owned;
 mod pods;
+mod quota;
 mod replicaset;
 mod roles;
 
@@ -56,5 +60,7 @@ pub const CONTROLLERS: &[Controller] = &[
     namespaces::CONTROLLER,
     accounts::CONTROLLER,
     roles::CONTROLLER,
+    quota::CONTROLLER,
+    disruption::CONTROLLER,
     events::CONTROLLER,
 ];

@@ -1,9 +1,12 @@
 //! A namespace that is being deleted: its content goes first, then its finalizer, then itself.
 
 use crate::Controller;
-use crate::action::{Action, Context, Plan, value};
+use crate::action::{Action, Context, Plan, time, value};
 use jiff::SignedDuration;
-use skiff_api::view::{Change, Key, View};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
+use skiff_api::view::{Change, Identity, Key, Resource, View};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(crate) const CONTROLLER: Controller = Controller { name: "namespaces", keys, all, plan };
 
@@ -26,10 +29,8 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     if namespace.metadata.deletion_timestamp.is_none() {
         return plan;
     }
-    let mut left = false;
-    for object in c.view.identities().filter(|i| i.key.namespace == key.name) {
-        // Events are only about what goes.
-        left = true;
+    let content: Vec<_> = c.view.identities().filter(|i| i.key.namespace == key.name).collect();
+    for object in &content {
         if !object.deleting {
             plan.push(Action::Delete {
                 resource: object.resource.clone(),
@@ -40,7 +41,11 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
             });
         }
     }
-    if left {
+    if !content.is_empty() {
+        // What is told is about what does not go at once: that is known when everything was asked to.
+        if plan.actions.is_empty() {
+            tell(c, namespace, &content, &mut plan);
+        }
         plan.again(c.now + SignedDuration::from_secs(2));
         return plan;
     }
@@ -54,4 +59,66 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         plan.push(Action::Finalize { object: value(&finalized) });
     }
     plan
+}
+
+/// Says in the namespace's status what is left, and what holds it.
+fn tell(c: &Context<'_>, namespace: &Arc<Namespace>, content: &[&Arc<Identity>], plan: &mut Plan) {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut holders: BTreeMap<&str, usize> = BTreeMap::new();
+    for object in content {
+        let Resource { group, plural, .. } = &object.resource;
+        let name = if group.is_empty() { plural.clone() } else { format!("{plural}.{group}") };
+        *kinds.entry(name).or_default() += 1;
+        object.finalizers.iter().for_each(|f| *holders.entry(f).or_default() += 1);
+    }
+    let list = |all: Vec<String>| all.join(", ");
+    let remaining = list(kinds.iter().map(|(kind, n)| format!("{kind}. has {n} resource instances")).collect());
+    let held = list(holders.iter().map(|(name, n)| format!("{name} in {n} resource instances")).collect());
+    let held = match held.as_str() {
+        "" => ("False", "ContentHasNoFinalizers", "All content-preserving finalizers finished".to_string()),
+        held => {
+            let message = format!("Some content in the namespace has finalizers remaining: {held}");
+            ("True", "SomeFinalizersRemain", message)
+        }
+    };
+    let told = [
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            ("False", "ResourcesDiscovered", "All resources successfully discovered".to_string()),
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            ("False", "ParsedGroupVersions", "All legacy kube types successfully parsed".to_string()),
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            ("False", "ContentDeleted", "All content successfully deleted, may be waiting on finalization".to_string()),
+        ),
+        (
+            "NamespaceContentRemaining",
+            ("True", "SomeResourcesRemain", format!("Some resources are remaining: {remaining}")),
+        ),
+        ("NamespaceFinalizersRemaining", held),
+    ];
+    let mut changed = (**namespace).clone();
+    let conditions = changed.status.get_or_insert_default().conditions.get_or_insert_default();
+    for (type_, (status, reason, message)) in told {
+        let old = conditions.iter_mut().find(|o| o.type_ == type_);
+        let since = old.as_ref().filter(|o| o.status == status).and_then(|o| o.last_transition_time.clone());
+        let new = NamespaceCondition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: Some(reason.into()),
+            message: Some(message),
+            last_transition_time: since.or_else(|| Some(time(c.now))),
+        };
+        match old {
+            Some(old) => *old = new,
+            None => conditions.push(new),
+        }
+    }
+    if changed.status != namespace.status {
+        let resource = Resource::new("", "v1", "namespaces");
+        plan.push(Action::Update { resource, object: value(&changed), subresource: Some("status") });
+    }
 }

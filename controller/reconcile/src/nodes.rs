@@ -19,6 +19,10 @@ pub const NODE_LOST: &str = "NodeLost";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+const MEMORY: &str = "node.kubernetes.io/memory-pressure";
+const DISK: &str = "node.kubernetes.io/disk-pressure";
+const PIDS: &str = "node.kubernetes.io/pid-pressure";
+const NETWORK: &str = "node.kubernetes.io/network-unavailable";
 
 pub fn resource() -> Resource {
     Resource::new("", "v1", "nodes")
@@ -49,7 +53,7 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     if let Some(since) = lost {
         mark_unknown(c, node, since, &mut plan);
     }
-    if !subnet(c, node, &mut plan) {
+    if !subnet(c, node, &mut plan) && !lifetime(node, &mut plan) {
         taint(c, node, lost.is_some(), &mut plan);
     }
     if let Some(since) = lost {
@@ -79,7 +83,22 @@ fn subnet(c: &Context<'_>, node: &Arc<Node>, plan: &mut Plan) -> bool {
     let spec = changed.spec.get_or_insert_default();
     spec.pod_cidrs = Some(vec![cidr.clone()]);
     spec.pod_cidr = Some(cidr);
+    // One write for all that a new node needs.
+    changed.metadata.annotations.get_or_insert_default().entry(TTL.into()).or_insert_with(|| "0".into());
     plan.push(Action::Update { resource: resource(), object: value(&changed), subresource: None });
+    true
+}
+
+const TTL: &str = "node.alpha.kubernetes.io/ttl";
+
+/// How long an agent may keep what it knows of secrets and settings, seconds: not at all, because it is told of changes. Agents of
+/// Kubernetes read this annotation. True if it had to be written.
+fn lifetime(node: &Arc<Node>, plan: &mut Plan) -> bool {
+    if node.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(TTL)) {
+        return false;
+    }
+    let patch = serde_json::json!({"metadata": {"annotations": {TTL: "0"}}});
+    plan.push(Action::Patch { resource: resource(), key: Key::new("", name(node)), subresource: None, patch });
     true
 }
 
@@ -135,7 +154,15 @@ fn taint(c: &Context<'_>, node: &Arc<Node>, lost: bool, plan: &mut Plan) {
         Some("Unknown") => (true, false),
         _ => (false, true),
     };
+    let under = |type_: &str| {
+        let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+        conditions.into_iter().flatten().any(|c| c.type_ == type_ && c.status == "True")
+    };
     let wanted = [
+        (MEMORY, "NoSchedule", under("MemoryPressure")),
+        (DISK, "NoSchedule", under("DiskPressure")),
+        (PIDS, "NoSchedule", under("PIDPressure")),
+        (NETWORK, "NoSchedule", under("NetworkUnavailable")),
         (UNREACHABLE, "NoSchedule", unreachable),
         (UNREACHABLE, "NoExecute", unreachable),
         (NOT_READY, "NoSchedule", not_ready),
@@ -150,8 +177,7 @@ fn taint(c: &Context<'_>, node: &Arc<Node>, lost: bool, plan: &mut Plan) {
             (false, true) => taints.push(Taint {
                 key: key.into(),
                 effect: effect.into(),
-                // Only what runs is judged by time; a NoSchedule taint has none.
-                time_added: (effect == "NoExecute" || key == UNSCHEDULABLE).then(|| time(c.now)),
+                time_added: Some(time(c.now)),
                 value: None,
             }),
             (true, false) => taints.retain(|t| !is(t)),

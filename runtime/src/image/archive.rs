@@ -190,6 +190,13 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+fn no_archive() -> Error {
+    Error::Format {
+        what: "the file".into(),
+        why: "it is no image archive: neither what `docker save` writes nor an OCI layout in a tar".into(),
+    }
+}
+
 /// An archive's regular files, under numbers; links in it are names for the same file.
 struct Parts {
     files: BTreeMap<PathBuf, PathBuf>,
@@ -202,7 +209,11 @@ impl Parts {
         let mut links: Vec<(PathBuf, PathBuf)> = Vec::new();
         let mut archive = tar::Archive::new(decompress(source).context(what)?);
         for (number, entry) in archive.entries().context(what)?.enumerate() {
-            let mut entry = entry.context(what)?;
+            let mut entry = match entry {
+                // The library's words quote what it found; the bytes of some other file help nobody.
+                Err(_) if number == 0 => return Err(no_archive()),
+                entry => entry.context(what)?,
+            };
             let name = sys::clean(&entry.path().context(what)?);
             let link = entry.link_name().context(what)?.map(|link| link.into_owned());
             match (entry.header().entry_type(), link) {

@@ -3,12 +3,12 @@
 use super::report::{Report, step};
 use super::traffic::{CLIENTS, between};
 use super::world::{World, now_ms};
-use crate::commands::cluster::{Cluster, is_ready, items};
+use super::writer::Writer;
+use crate::commands::cluster::{is_ready, items};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_local::Direction;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,10 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOST_NODE: &str = "a3";
 /// A request that was under way may take this long to fail.
 const REQUEST_TIMEOUT_MS: u64 = 1000;
-/// The nodes take a withdrawal in a moment after the API has it; on a machine whose cores are all busy, that moment is some
-/// tenths of a second. Requests that began within it count as begun before.
-const TAKEN_IN_MS: u64 = 500;
-
 fn distinct<'a>(nodes: impl Iterator<Item = &'a Value>) -> u64 {
     nodes.map(|n| n.as_str().unwrap_or_default()).collect::<std::collections::BTreeSet<_>>().len() as u64
 }
@@ -61,7 +57,7 @@ pub async fn resolve_and_answer(world: &World<'_>, report: &mut Report) -> anyho
 fn failed(report: &mut Report, what: &str, traffic: &super::traffic::Traffic) {
     report.exactly(what, traffic.failed, 0);
     if traffic.failed > 0 {
-        println!("         {}", traffic.describe_errors());
+        tell!("         {}", traffic.describe_errors());
     }
 }
 
@@ -98,78 +94,22 @@ pub async fn roll_out(world: &World<'_>, report: &mut Report) -> anyhow::Result<
     Ok(())
 }
 
-/// A write that the API acknowledged.
-#[derive(Clone)]
-struct Write {
-    name: String,
-    begun: Instant,
-    acknowledged: Instant,
-}
-
-/// Writes objects as fast as they are acknowledged, and keeps count.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<Vec<Write>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(cluster: &Cluster) -> Writer {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged: Arc<Mutex<Vec<_>>> = Arc::default();
-        let (api, stopped, list) = (cluster.api.clone(), stop.clone(), acknowledged.clone());
-        let number = AtomicU64::new(0);
-        let task = tokio::spawn(async move {
-            while !stopped.load(Ordering::Relaxed) {
-                let name = format!("write-{}", number.fetch_add(1, Ordering::Relaxed));
-                let begun = Instant::now();
-                let object =
-                    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
-                let write = api.post("/api/v1/namespaces/default/configmaps", &object);
-                match tokio::time::timeout(Duration::from_secs(5), write).await {
-                    Ok(Ok(_)) => list.lock().unwrap_or_else(|e| e.into_inner()).push(Write {
-                        name,
-                        begun,
-                        acknowledged: Instant::now(),
-                    }),
-                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        });
-        Writer { stop, acknowledged, task }
-    }
-
-    fn acknowledged(&self) -> Vec<Write> {
-        self.acknowledged.lock().unwrap_or_else(|e| e.into_inner()).clone()
-    }
-}
-
 pub async fn kill_leader(world: &World<'_>, report: &mut Report) -> anyhow::Result<()> {
     step("kill -9 of the Raft leader while a writer writes");
     let leader = world.cluster.leader().await?;
     let from = now_ms();
-    let writer = Writer::start(world.cluster);
+    let writer = Writer::start(world.cluster, "write");
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let killed = Instant::now();
     world.cluster.host.kill(&leader, Signal::SIGKILL)?;
-    // One that was begun before may have been decided before.
-    let after = |w: &Writer| w.acknowledged().iter().find(|w| w.begun > killed).map(|w| w.acknowledged);
-    let next = loop {
-        if let Some(at) = after(&writer) {
-            break at;
-        }
-        anyhow::ensure!(killed.elapsed() < PATIENCE, "no write was acknowledged within {} s", PATIENCE.as_secs());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    };
+    let next = writer.next_after(killed, PATIENCE).await?;
     report.time(
         &format!("leader {leader} killed, next acknowledged write"),
         next - killed,
         Some(Duration::from_secs(3)),
     );
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    writer.stop.store(true, Ordering::Relaxed);
-    let acknowledged = writer.acknowledged();
-    writer.task.await?;
+    let acknowledged = writer.finish().await?;
     let list = world.api.get("/api/v1/namespaces/default/configmaps").await?;
     let there: std::collections::BTreeSet<_> = items(&list).filter_map(|o| o["metadata"]["name"].as_str()).collect();
     let lost = acknowledged.iter().filter(|w| !there.contains(w.name.as_str())).count();
@@ -205,17 +145,26 @@ pub async fn lose_node(world: &World<'_>, report: &mut Report) -> anyhow::Result
     let (from, lost) = (now_ms(), Instant::now());
     host.kill(LOST_NODE, Signal::SIGKILL)?;
     host.cut(LOST_NODE, Direction::Both)?;
-    let gone = || async { Ok(!world.offered_nodes().await?.iter().any(|n| n == LOST_NODE)) };
+    let withdrawn = AtomicU64::new(0);
+    let gone = || async {
+        let (nodes, revision) = world.offered_nodes().await?;
+        withdrawn.store(revision, Ordering::Relaxed);
+        Ok(!nodes.iter().any(|n| n == LOST_NODE))
+    };
     world.until("its endpoints are withdrawn", PATIENCE, gone).await?;
-    let withdrawn_ms = now_ms();
     report.time("node lost, its endpoints withdrawn", lost.elapsed(), Some(Duration::from_secs(2)));
+    let withdrawn = withdrawn.into_inner();
+    let taken_in = || async { world.all_have_taken_in(withdrawn, LOST_NODE).await };
+    world.until("the other nodes have taken that in", PATIENCE, taken_in).await?;
+    let taken_in_ms = now_ms();
+    report.time("the other nodes' rules follow", lost.elapsed(), Some(Duration::from_secs(2)));
     let replaced_elsewhere = || async { Ok(world.ready_web().await?.iter().filter(|p| !on_lost_node(p)).count() == 6) };
     world.until("replacements are Ready", PATIENCE, replaced_elsewhere).await?;
     report.time("node lost, replacements Ready", lost.elapsed(), Some(Duration::from_secs(5)));
     tokio::time::sleep(Duration::from_millis(REQUEST_TIMEOUT_MS + 1500)).await;
-    let before = between(world, from, withdrawn_ms + REQUEST_TIMEOUT_MS + TAKEN_IN_MS).await?;
+    let before = between(world, from, taken_in_ms).await?;
     report.count("requests failed until the endpoints were withdrawn", before.failed);
-    let after = between(world, withdrawn_ms + REQUEST_TIMEOUT_MS + TAKEN_IN_MS + 1, now_ms()).await?;
+    let after = between(world, taken_in_ms + 1, now_ms()).await?;
     failed(report, "requests failed once they were withdrawn", &after);
     step("the node comes back");
     let back = Instant::now();

@@ -7,7 +7,8 @@
 mod acts;
 mod report;
 mod traffic;
-mod world;
+pub mod world;
+pub mod writer;
 
 use super::cluster::{Cluster, Shape};
 use report::Report;
@@ -46,8 +47,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     }
     report.time("the whole demo", begun.elapsed(), Some(std::time::Duration::from_secs(90)));
     if args.keep {
-        println!("\nexport KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
-        println!("skiff down --dir {}   # when you are done", cluster.dir.display());
+        tell!("\nexport KUBECONFIG={}", cluster.dir.join("kubeconfig").display());
+        tell!("skiff down --dir {}   # when you are done", cluster.dir.display());
     } else {
         if report.failed() && std::env::var_os("SKIFF_DEMO_LOGS").is_some() {
             keep_logs(&cluster.dir);
@@ -67,7 +68,7 @@ fn keep_logs(dir: &std::path::Path) {
             let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
         }
     }
-    println!("the logs are in {}", to.display());
+    tell!("the logs are in {}", to.display());
 }
 
 async fn play(cluster: &Cluster, report: &mut Report) -> anyhow::Result<()> {

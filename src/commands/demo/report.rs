@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Says what happens now.
 pub fn step(text: &str) {
-    println!("\n==> {text}");
+    tell!("\n==> {text}");
 }
 
 struct Line {
@@ -22,7 +22,7 @@ pub struct Report {
 
 impl Report {
     fn add(&mut self, what: &str, measured: String, wanted: String, held: bool) {
-        println!(
+        tell!(
             "    {} {what}: {measured}{}",
             if held { "ok  " } else { "FAIL" },
             if held { String::new() } else { format!(" (wanted: {wanted})") }
@@ -62,15 +62,15 @@ impl Report {
 
     pub fn print(&self) {
         let width = self.lines.iter().map(|l| l.what.chars().count()).max().unwrap_or(0);
-        println!("\n{:<width$}  {:<24} WANTED", "MEASURED", "");
+        tell!("\n{:<width$}  {:<24} WANTED", "MEASURED", "");
         for line in &self.lines {
             let mark = if line.held { "" } else { "   <-- FAILED" };
-            println!("{:<width$}  {:<24} {}{mark}", line.what, line.measured, line.wanted);
+            tell!("{:<width$}  {:<24} {}{mark}", line.what, line.measured, line.wanted);
         }
         let failed = self.lines.iter().filter(|l| !l.held).count();
         match failed {
-            0 => println!("\nall {} checks held", self.lines.len()),
-            n => println!("\n{n} of {} checks failed", self.lines.len()),
+            0 => tell!("\nall {} checks held", self.lines.len()),
+            n => tell!("\n{n} of {} checks failed", self.lines.len()),
         }
     }
 }

@@ -65,13 +65,29 @@ impl<'a> World<'a> {
         Ok(pods.into_iter().filter(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null()).collect())
     }
 
-    /// Nodes on which the Service's slices offer endpoints.
-    pub async fn offered_nodes(&self) -> anyhow::Result<Vec<String>> {
+    /// Nodes on which the Service's slices offer endpoints, and the revision at which they do.
+    pub async fn offered_nodes(&self) -> anyhow::Result<(Vec<String>, u64)> {
         let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dweb";
         let slices = self.api.get(path).await?;
         let endpoints = items(&slices).flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
         let ready = endpoints.filter(|e| e["conditions"]["ready"] == true);
-        Ok(ready.filter_map(|e| e["nodeName"].as_str().map(str::to_owned)).collect())
+        let nodes = ready.filter_map(|e| e["nodeName"].as_str().map(str::to_owned)).collect();
+        let revision = slices["metadata"]["resourceVersion"].as_str().and_then(|r| r.parse().ok());
+        Ok((nodes, revision.context("a list without a revision")?))
+    }
+
+    /// Whether the rules of every node but `except` reflect everything up to `revision`: what nodes acknowledge in their heartbeats, as a
+    /// server's metrics show it.
+    pub async fn all_have_taken_in(&self, revision: u64, except: &str) -> anyhow::Result<bool> {
+        let metrics = self.api.get("/metrics").await?;
+        let prefix = "skiff_node_applied_revision{node=\"";
+        let lines = metrics.as_str().unwrap_or_default().lines().filter_map(|line| line.strip_prefix(prefix));
+        let nodes: Vec<(&str, u64)> = lines
+            .filter_map(|line| line.split_once("\"} "))
+            .filter_map(|(node, applied)| Some((node, applied.parse().ok()?)))
+            .filter(|(node, _)| *node != except)
+            .collect();
+        Ok(!nodes.is_empty() && nodes.iter().all(|(_, applied)| *applied >= revision))
     }
 
     /// A pod's log so far.

@@ -234,8 +234,11 @@ impl Session {
 
 /// Ends once there has been no leader for too long; never, if that does not matter.
 async fn leader_lost(store: Store, matters: bool) {
+    if !matters {
+        return std::future::pending().await;
+    }
     let mut leadership = store.leadership();
-    while matters {
+    loop {
         if leadership.wait_for(|l| l.leader.is_none()).await.is_err() {
             return;
         }
@@ -244,7 +247,6 @@ async fn leader_lost(store: Store, matters: bool) {
             return;
         }
     }
-    std::future::pending::<()>().await;
 }
 
 /// One watch.

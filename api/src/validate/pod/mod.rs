@@ -2,6 +2,7 @@
 
 mod containers;
 mod env;
+mod parts;
 mod probes;
 pub(super) mod resources;
 mod scheduling;
@@ -16,6 +17,7 @@ use crate::kinds::Kind;
 use crate::meta::{self, names};
 use serde_json::Value;
 
+pub(super) use parts::{ephemeral_containers, resize};
 pub(super) use scheduling::tolerations;
 pub(super) use update::{status_update, update};
 pub(super) use volumes::plain_source;

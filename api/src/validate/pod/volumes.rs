@@ -266,9 +266,6 @@ fn projected(errs: &mut Errors, source: &Value, path: &Path) {
                 }
             }
         }
-        if found == 0 {
-            errs.push(FieldError::required(at, "must specify a projected volume type"));
-        }
     }
 }
 

@@ -3,10 +3,14 @@
 //! Two rounds, as in the reference server: [`Admission::mutate`] may complete the object, [`Admission::validate`] only
 //! refuses. Each rule has its file.
 
+mod classes;
 mod grants;
+mod limits;
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
+pub mod quota;
 
 use crate::call::Call;
 use crate::state::State;
@@ -35,11 +39,25 @@ impl Admission<'_> {
     /// Completes the object, or refuses it.
     pub async fn mutate(&mut self, object: &mut Value) -> Result<(), Status> {
         let main = self.call.info.subresource.is_empty();
+        let creates = self.operation == Operation::Create;
         namespace::label(self, object);
-        if main && self.call.kind.is("", "Pod") && self.operation == Operation::Create {
-            pod::service_account(self, object).await?;
-            pod::priority(self, object).await?;
+        limits::fill(self, object).await?;
+        if main && self.call.kind.is("", "Pod") {
+            if creates {
+                pod::service_account(self, object).await?;
+                pod::priority(self, object).await?;
+            }
             pod::default_tolerations(object);
+            if creates {
+                classes::runtime_class(self, object).await?;
+            }
+        }
+        if main && creates && self.call.kind.is("", "Node") {
+            node::taint_until_ready(object);
+        }
+        if creates {
+            classes::default_class(self, object).await?;
+            self.note_requester(object);
         }
         Ok(())
     }
@@ -48,7 +66,24 @@ impl Admission<'_> {
     pub async fn validate(&mut self, object: &Value) -> Result<(), Status> {
         namespace::refuse_immortal(self)?;
         node::restrict(self, object)?;
+        limits::check(self, object).await?;
+        pod_security::check(self, object).await?;
+        classes::one_default_priority(self, object).await?;
         grants::refuse_escalation(self, object).await
+    }
+
+    /// A certificate is asked for in the name of whoever asks, whatever the request says.
+    fn note_requester(&self, object: &mut Value) {
+        if !self.call.kind.is("certificates.k8s.io", "CertificateSigningRequest") || !object["spec"].is_object() {
+            return;
+        }
+        let user = self.call.user.to_value();
+        for key in ["username", "uid", "groups", "extra"] {
+            match user.get(key).filter(|v| !v.is_null()) {
+                Some(value) => object["spec"][key] = value.clone(),
+                None => drop(object["spec"].as_object_mut().and_then(|spec| spec.shift_remove(key))),
+            }
+        }
     }
 
     /// The refusal of this write.

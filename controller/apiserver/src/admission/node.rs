@@ -1,12 +1,30 @@
 //! A node may speak for itself only: its own Node, the status of its own pods, its own lease.
 
 use super::{Admission, Operation};
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff_api::meta;
 use skiff_api::status::Status;
 
 /// Label prefixes that say what a node may be trusted with; only others may set them.
 const RESTRICTED_PREFIX: &str = "node-restriction.kubernetes.io/";
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+
+/// Nothing is placed on a new node before it has said that it is ready.
+pub fn taint_until_ready(node: &mut Value) {
+    let ready = |c: &Value| meta::str_at(c, &["type"]) == "Ready" && meta::str_at(c, &["status"]) == "True";
+    let is_ready = meta::list_at(node, &["status", "conditions"]).iter().any(ready);
+    let mut taints = meta::list_at(node, &["spec", "taints"]).to_vec();
+    let has = taints.iter().any(|t| t["key"] == NOT_READY && t["effect"] == "NoSchedule");
+    if is_ready || has || !node.is_object() {
+        return;
+    }
+    taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+    if !node["spec"].is_object() {
+        node["spec"] = json!({});
+    }
+    node["spec"]["taints"] = Value::Array(taints);
+}
 
 pub fn restrict(admission: &Admission<'_>, object: &Value) -> Result<(), Status> {
     let Some(node) = admission.call.user.node() else { return Ok(()) };

@@ -141,8 +141,21 @@ pub async fn priority(admission: &mut Admission<'_>, pod: &mut Value) -> Result<
         return Ok(());
     }
     let class = meta::str_at(pod, &["spec", "priorityClassName"]).to_string();
+    let of_class = |class: &Value| {
+        let policy = match meta::str_at(class, &["preemptionPolicy"]) {
+            "" => "PreemptLowerPriority",
+            policy => policy,
+        };
+        (meta::i64_at(class, &["value"]).unwrap_or(0), policy.to_string())
+    };
     let (value, policy) = match class.as_str() {
-        "" => (0, "PreemptLowerPriority".to_string()),
+        "" => match super::classes::default_priority(admission.state).await? {
+            Some(default) => {
+                pod["spec"]["priorityClassName"] = json!(meta::name(&default));
+                of_class(&default)
+            }
+            None => (0, "PreemptLowerPriority".to_string()),
+        },
         "system-node-critical" => (2_000_001_000, "PreemptLowerPriority".to_string()),
         "system-cluster-critical" => (2_000_000_000, "PreemptLowerPriority".to_string()),
         name => {
@@ -151,12 +164,7 @@ pub async fn priority(admission: &mut Admission<'_>, pod: &mut Value) -> Result<
                 let why = format!("no PriorityClass with name {name} was found");
                 return Err(admission.forbidden(meta::name(pod), &why));
             };
-            let found = found.decode();
-            let policy = match meta::str_at(&found, &["preemptionPolicy"]) {
-                "" => "PreemptLowerPriority",
-                policy => policy,
-            };
-            (meta::i64_at(&found, &["value"]).unwrap_or(0), policy.to_string())
+            of_class(&found.decode())
         }
     };
     if let Some(given) = meta::i64_at(pod, &["spec", "priority"])

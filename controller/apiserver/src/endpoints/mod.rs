@@ -3,6 +3,8 @@
 mod discovery;
 mod health;
 mod openapi;
+mod openapi_proto;
+mod openapi_v2;
 mod paths;
 
 use crate::http::media::{self, Offers, Wanted};
@@ -87,11 +89,12 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Result<Response, Status
         ["healthz" | "livez" | "readyz", ..] => Ok(health::answer(state, asked, parts[0], &parts[1..].join("/"))),
         ["version"] => asked.json(&version()),
         ["metrics"] => {
-            let text = format!("{}{}", state.metrics.render(), state.store.metrics());
+            let further = state.config.further_metrics.as_ref().map(|write| write.0()).unwrap_or_default();
+            let text = format!("{}{}{further}", state.metrics.render(), state.store.metrics());
             Ok(respond::response(200, "text/plain; version=0.0.4; charset=utf-8", text))
         }
         ["api"] | ["apis"] | ["api", _] | ["apis", _] | ["apis", _, _] => discovery::answer(state, asked, &parts),
-        ["openapi", "v2"] => asked.json(&openapi::v2()),
+        ["openapi", "v2"] => openapi::v2(asked),
         ["openapi", "v3", rest @ ..] => openapi::v3(asked, &rest.join("/")),
         [".well-known", "openid-configuration"] => asked.json(&json!({
             "issuer": state.config.tokens.issuer(),

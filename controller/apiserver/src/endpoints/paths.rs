@@ -171,3 +171,21 @@ fn capital(part: &str) -> String {
     let mut chars = clean.chars();
     chars.next().map(|c| c.to_ascii_uppercase().to_string() + chars.as_str()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skiff_api::kinds;
+
+    #[test]
+    fn what_kubectl_reads() {
+        let kinds: Vec<Arc<Kind>> = kinds::builtin().iter().filter(|k| k.group == "apps").cloned().collect();
+        let paths = of(&kinds);
+        let path = &paths["/apis/apps/v1/namespaces/{namespace}/deployments"];
+        assert_eq!(path["get"]["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+        let patch = &paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        let parameters = patch["parameters"].as_array().into_iter().flatten();
+        let names: Vec<&str> = parameters.filter_map(|p| p["name"].as_str()).collect();
+        assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"));
+    }
+}

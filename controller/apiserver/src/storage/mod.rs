@@ -2,5 +2,6 @@
 
 pub mod continue_token;
 pub mod encode;
+pub mod forms;
 pub mod keys;
 pub mod peek;

@@ -11,9 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::kinds;
 use skiff_api::meta;
-use skiff_api::schema::Schema;
 use skiff_api::status::Status;
-use skiff_api::{Kind, apply};
 
 const ATTEMPTS_MAX: usize = 8;
 
@@ -47,7 +45,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
             return Err(Status::not_found("", "pods", &name));
         };
         let old = current.decode();
-        let new = bound(call, &pods, &old, &binding, &target)?;
+        let new = bound(&old, &binding, &target)?;
         if call.dry_run() {
             return Ok(Answer::success(Status::success(201)));
         }
@@ -65,8 +63,8 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     Err(Status::conflict("", "pods/binding", &name, Status::MODIFIED))
 }
 
-/// The pod on its node, or why not.
-fn bound(call: &Call, pods: &Kind, old: &Value, binding: &Value, target: &str) -> Result<Value, Status> {
+/// The pod on its node, or why not. Nobody is noted as the writer: a binding is no write of fields.
+fn bound(old: &Value, binding: &Value, target: &str) -> Result<Value, Status> {
     let name = meta::name(old);
     let refuse = |detail: String| Err(Status::conflict("", "pods/binding", name, &detail));
     let (uid, version) = (meta::uid(binding), meta::resource_version(binding));
@@ -111,8 +109,5 @@ fn bound(call: &Call, pods: &Kind, old: &Value, binding: &Value, target: &str) -
         None => conditions.push(scheduled),
     }
     new["status"]["conditions"] = Value::Array(conditions);
-    if let Some(schema) = Schema::for_kind(pods) {
-        apply::track_update(schema, Some(old), &mut new, &call.manager(), apply::Operation::Update, "binding", now);
-    }
     Ok(new)
 }

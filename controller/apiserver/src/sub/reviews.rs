@@ -6,17 +6,25 @@ use crate::auth::rbac::{Attributes, Decision, Rule};
 use crate::auth::user::UserInfo;
 use crate::call::{Answer, Call};
 use crate::decode;
+use crate::rules;
 use crate::state::State;
 use crate::verbs::options;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use skiff_api::apply::Operation;
 use skiff_api::meta;
+use skiff_api::schema::Schema;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 
 pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     options::check(call, "CreateOptions")?;
     let mut review = decode::object(call)?;
+    // What one may do is asked, not written.
+    if let Some(schema) = Schema::for_kind(&call.kind).filter(|_| call.kind.kind != "SelfSubjectRulesReview") {
+        let (kind, manager) = (call.kind.clone(), call.manager());
+        rules::track(&kind, schema, None, &mut review, &manager, Operation::Update, "", Timestamp::now());
+    }
     if review.get("metadata").is_none_or(Value::is_null) {
         review["metadata"] = json!({});
     }

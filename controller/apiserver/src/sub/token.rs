@@ -3,16 +3,18 @@
 use crate::auth::authenticate::default_audiences;
 use crate::call::{Answer, Call};
 use crate::decode;
-use crate::rules::new_uid;
+use crate::rules::{self, new_uid};
 use crate::state::{Fresh, State};
 use crate::storage::keys;
 use crate::verbs::options;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use skiff_api::kinds;
+use skiff_api::apply::Operation;
 use skiff_api::meta;
+use skiff_api::schema::Schema;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
+use skiff_api::{defaults, kinds};
 
 const DEFAULT_SECONDS: i64 = 3600;
 const MIN_SECONDS: i64 = 600;
@@ -30,7 +32,12 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
         kind: "TokenRequest".into(),
         ..Default::default()
     };
-    let sent = decode::object_of(call, &kind)?;
+    let mut sent = decode::object_of(call, &kind)?;
+    defaults::apply_defaults(&kind, &mut sent);
+    if let Some(schema) = Schema::for_kind(&kind) {
+        let manager = call.manager();
+        rules::track(&kind, schema, None, &mut sent, &manager, Operation::Update, "token", Timestamp::now());
+    }
     let namespace = call.namespace().to_string();
     let account = state.must_read(&call.kind, &namespace, call.name(), Fresh::Linearizable).await?.decode();
     let (name, account_uid) = (meta::name(&account).to_string(), meta::uid(&account).to_string());
@@ -90,6 +97,10 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
         "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": bound},
         "status": {"token": token, "expirationTimestamp": meta::format_time(now + SignedDuration::from_secs(seconds))},
     });
+    let mut value = value;
+    if let Some(managers) = meta::at(&sent, &["metadata", "managedFields"]) {
+        meta::set(&mut value, "managedFields", managers.clone());
+    }
     Ok(Answer::Value { code: 201, value })
 }
 

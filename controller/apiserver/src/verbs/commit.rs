@@ -15,6 +15,15 @@ pub enum Committed {
     Raced,
 }
 
+/// Another object that changes with a write, if nobody else changed it meanwhile.
+#[derive(Debug, Clone)]
+pub struct Put {
+    pub key: String,
+    /// The revision at which it was read.
+    pub expected: Revision,
+    pub value: Bytes,
+}
+
 /// A write of one key with what belongs to it.
 #[derive(Debug, Default)]
 pub struct Write {
@@ -27,6 +36,8 @@ pub struct Write {
     pub claims: Claims,
     /// Other keys that must not have changed: the namespace that the object is created in.
     pub guards: Vec<(String, Revision)>,
+    /// Objects that change in the same moment: quotas that count this one.
+    pub also: Vec<Put>,
     pub fence: Option<Term>,
 }
 
@@ -42,6 +53,10 @@ pub async fn commit(state: &State, write: Write) -> Result<Committed, Status> {
     for (key, owner) in &write.claims.take {
         compare.push(Compare::mod_revision(key.clone().into_bytes(), 0));
         success.push(Op::put(key.clone().into_bytes(), owner.clone().into_bytes()));
+    }
+    for put in &write.also {
+        compare.push(Compare::mod_revision(put.key.clone().into_bytes(), put.expected));
+        success.push(Op::put(put.key.clone().into_bytes(), put.value.clone()));
     }
     success.extend(write.claims.release.iter().map(|key| Op::delete(key.clone().into_bytes())));
     let txn = Txn { compare, success, failure: Vec::new(), fence: write.fence };

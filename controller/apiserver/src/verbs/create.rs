@@ -19,6 +19,8 @@ use skiff_api::{apply, defaults, strategy, validate};
 
 /// How often a generated name or an address is drawn again.
 const ATTEMPTS_MAX: usize = 8;
+/// The same where quotas count the object: everybody who creates in the namespace then writes the same quota.
+const QUOTA_ATTEMPTS_MAX: usize = 100;
 
 pub async fn create(state: &State, call: &mut Call) -> Result<Answer, Status> {
     options::check(call, "CreateOptions")?;
@@ -52,6 +54,9 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
     let kind = call.kind.clone();
     let now = Timestamp::now();
     rules::dedupe_owners(call, &mut object);
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        meta::unset(&mut object, key);
+    }
     if !track {
         // The applier has recorded its fields already.
     } else if let Some(schema) = Schema::for_kind(&kind) {
@@ -82,7 +87,8 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
         }
         let name = meta::name(&object).to_string();
         let claims = services::claim(state, &kind, &mut object, None).await?;
-        for warning in rules::warnings(&kind, &object, None) {
+        let also = admission::quota::charge(state, call, &object, None).await?;
+        for warning in skiff_api::warnings::of(&kind, &object, None) {
             call.warn(warning);
         }
         let bytes = Stored::encode(&object, &kind.kind, &kind.api_version());
@@ -93,12 +99,14 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
             }
             return Ok(Answer::Object { code: 201, kind, object: Stored { bytes, revision: 0 } });
         }
+        let attempts_max = if also.is_empty() { ATTEMPTS_MAX } else { QUOTA_ATTEMPTS_MAX };
         let write = Write {
             key: key.clone(),
             expected: 0,
             value: Some(bytes),
             claims,
             guards: namespace_seen.iter().cloned().collect(),
+            also,
             fence: call.fence,
         };
         match commit(state, write).await? {
@@ -108,7 +116,7 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
         let existing = state.read_key(&key, Fresh::Linearizable).await?;
         match existing {
             Some(existing) if !generated => return Err(exists(call, &name, &existing)),
-            _ if attempt >= ATTEMPTS_MAX => {
+            _ if attempt >= attempts_max => {
                 return Err(Status::server_timeout(&kind.group, &kind.plural, "create", 1));
             }
             // Somebody took the name or the address, or the namespace changed: once more.

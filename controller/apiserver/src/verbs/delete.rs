@@ -134,7 +134,8 @@ enum Step {
     Stay,
     /// Keep it, marked; its finalizers or its agent end it.
     Mark(Value),
-    Remove,
+    /// The object as its deletion leaves it, for the answer.
+    Remove(Value),
 }
 
 /// Decides, as a function of the object and the clock.
@@ -160,7 +161,12 @@ fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp) ->
         None => now + SignedDuration::from_secs(grace),
     };
     if grace == 0 && finalizers.is_empty() && (marked || !kind.is("", "Pod")) {
-        return Step::Remove;
+        let mut last = object.clone();
+        if old_grace.is_some_and(|old| old > 0) {
+            meta::set(&mut last, "deletionTimestamp", meta::format_time(until(0)));
+            meta::set(&mut last, "deletionGracePeriodSeconds", 0);
+        }
+        return Step::Remove(last);
     }
     if marked && old_grace.unwrap_or(0) == grace {
         return if new == *object { Step::Stay } else { Step::Mark(new) };
@@ -184,7 +190,7 @@ fn plan_namespace(object: &Value, mut new: Value, now: Timestamp) -> Step {
         return Step::Mark(new);
     }
     if meta::list_at(object, &["spec", "finalizers"]).is_empty() && meta::finalizers(object).is_empty() {
-        return Step::Remove;
+        return Step::Remove(object.clone());
     }
     if new == *object { Step::Stay } else { Step::Mark(new) }
 }
@@ -208,7 +214,7 @@ pub async fn delete_one(state: &State, call: &mut Call, name: &str, options: &De
         admission.validate(&Value::Null).await?;
         let step = plan(&kind, &object, options, Timestamp::now());
         let mut write = Write { key: key.clone(), expected: current.revision, fence: call.fence, ..Default::default() };
-        let removed = matches!(step, Step::Remove);
+        let removed = matches!(step, Step::Remove(_));
         let bytes = match step {
             Step::Stay => return Ok(Answer::ok(&kind, current)),
             Step::Mark(new) => {
@@ -216,9 +222,9 @@ pub async fn delete_one(state: &State, call: &mut Call, name: &str, options: &De
                 write.value = Some(bytes.clone());
                 bytes
             }
-            Step::Remove => {
+            Step::Remove(last) => {
                 write.claims = services::release(&kind, &object);
-                current.bytes.clone()
+                Stored::encode(&last, &kind.kind, &kind.api_version())
             }
         };
         let committed = if options.dry_run {
@@ -326,7 +332,7 @@ mod tests {
             let kind = skiff_api::kinds::by_kind("", "v1", "ConfigMap").unwrap();
             let found = match plan(&kind, &object, &options, now) {
                 Step::Stay => "stay".to_string(),
-                Step::Remove => "remove".to_string(),
+                Step::Remove(_) => "remove".to_string(),
                 Step::Mark(new) => new["metadata"].to_string(),
             };
             assert_eq!(found, expect);

@@ -3,13 +3,14 @@
 //! A change is a function from the current object to the new one. It runs again when somebody else wrote in between,
 //! unless the client named the version that it saw: then it is told of the conflict.
 
-use crate::admission::{Admission, Operation};
+use crate::admission::{Admission, Operation, quota};
 use crate::call::{Answer, Call};
 use crate::decode;
 use crate::rules;
 use crate::services;
 use crate::state::{Fresh, State};
 use crate::storage::encode::Stored;
+use crate::storage::forms;
 use crate::storage::keys;
 use crate::verbs::commit::{Committed, Write, commit};
 use crate::verbs::{create, delete, options};
@@ -106,7 +107,7 @@ pub async fn change(
             current = state.read_key(&key, Fresh::Linearizable).await?;
         }
         let current = current.ok_or_else(|| call.not_found())?;
-        let old = current.decode();
+        let old = forms::as_kind(current.clone(), &kind).decode();
         let outcome = attempt_change(state, call, &key, &current, &old, &mut make).await;
         match outcome {
             Ok(Some(answer)) => return Ok(answer),
@@ -143,7 +144,8 @@ async fn attempt_change(
     let Changed { object: mut new, tracked } = make(call, old)?;
     let given_version = meta::resource_version(&new).to_string();
     let given_uid = meta::uid(&new).to_string();
-    if !given_uid.is_empty() && given_uid != meta::uid(old) {
+    // Who replaces an object by its uid means that one; a patch that changes the uid is merely wrong.
+    if call.info.verb == "update" && !given_uid.is_empty() && given_uid != meta::uid(old) {
         let detail =
             format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}", meta::uid(old));
         return Err(call.conflict(&name, &detail));
@@ -180,6 +182,14 @@ async fn attempt_change(
             strategy::prepare_for_status_update(&kind, &mut new, old);
             validate::status_update(&kind, &new, old)
         }
+        "resize" => {
+            strategy::prepare_for_resize(&kind, &mut new, old);
+            validate::resize(&new, old)
+        }
+        "ephemeralcontainers" => {
+            strategy::prepare_for_ephemeral_containers(&kind, &mut new, old);
+            validate::ephemeral_containers(&new, old)
+        }
         _ => {
             strategy::prepare_for_update(&kind, &mut new, old);
             validate::update(&kind, &new, old)
@@ -191,9 +201,11 @@ async fn attempt_change(
     let mut admission = Admission { state, call, operation: Operation::Update, old: Some(old) };
     admission.validate(&new).await?;
     let claims = services::claim(state, &kind, &mut new, Some(old)).await?;
-    for warning in rules::warnings(&kind, &new, Some(old)) {
+    let also = quota::charge(state, call, &new, Some(old)).await?;
+    for warning in skiff_api::warnings::of(&kind, &new, Some(old)) {
         call.warn(warning);
     }
+    apply::restore_times_if_unchanged(old, &mut new);
     let bytes = Stored::encode(&new, &kind.kind, &kind.api_version());
     if call.dry_run() {
         let object = Stored { bytes, revision: current.revision };
@@ -221,6 +233,7 @@ async fn attempt_change(
         expected: current.revision,
         value: Some(bytes),
         claims,
+        also,
         fence: call.fence,
         ..Default::default()
     };

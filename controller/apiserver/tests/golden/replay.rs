@@ -16,8 +16,8 @@ pub struct Outcome {
     pub name: String,
     /// None when the answer is as recorded.
     pub problem: Option<String>,
-    /// The answer differs in `metadata.managedFields` only, and this step is not about them.
-    pub managed_fields_differ: bool,
+    /// How the answer differs, when it does so in `metadata.managedFields` only and this step is not about them.
+    pub managed_fields_differ: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ pub async fn scenario(addr: SocketAddr, topic: &str, scenario: &Scenario) -> Vec
                     outcomes.push(Outcome {
                         name: step.name.clone(),
                         problem: Some(problem),
-                        managed_fields_differ: false,
+                        managed_fields_differ: None,
                     });
                 }
                 continue;
@@ -106,7 +106,7 @@ fn judge(
     };
     let mut strict = bindings.clone();
     let mut problem = compare(step, answer, &mut strict, rules, captured).err();
-    let mut managed_fields_differ = false;
+    let mut managed_fields_differ = None;
     if problem.is_none() {
         *bindings = strict;
     } else if topic != "apply" {
@@ -114,7 +114,7 @@ fn judge(
         let outcome = compare(step, answer, &mut loose, Rules { managed_fields: false, ..rules }, captured);
         *bindings = loose;
         if outcome.is_ok() {
-            managed_fields_differ = true;
+            managed_fields_differ = problem.clone();
             if std::env::var_os("SKIFF_GOLDEN_STRICT").is_none() {
                 problem = None;
             }

@@ -102,14 +102,15 @@ pub fn revise(family: &mut Family<'_>, may_create: bool, plan: &mut Plan) {
     }
 }
 
-/// The Deployment shows the revision of its newest ReplicaSet.
+/// The Deployment shows the revision of its newest ReplicaSet. It is written with the status: nobody asked for it, so it is no
+/// new generation.
 fn show_revision(family: &Family<'_>, shown: i64, plan: &mut Plan) {
     let meta = &family.deployment.metadata;
     if revision(meta) != shown {
         plan.push(Action::Patch {
             resource: super::resource(),
             key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
-            subresource: None,
+            subresource: Some("status"),
             patch: serde_json::json!({"metadata": {"annotations": {REVISION: shown.to_string()}}}),
         });
     }

@@ -1,0 +1,127 @@
+//! The control groups of an instance: where its nodes put their pods', and removing them when the nodes are gone.
+//!
+//! A node makes groups below its own, and inherits its own from whoever started the instance: a login session, a service, a container. So where they are is
+//! known only from there, and is kept in the instance's record for a later process that sweeps.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Where a node's process moves what it finds in its group on version 2, because a group with children may hold no process itself.
+const LEAF: &str = "skiff.leaf";
+
+/// The group below which a node of an instance keeps its pods, relative to that of whoever started it.
+pub fn name(instance: &str, node: &str) -> String {
+    format!("skiff/{instance}/{node}")
+}
+
+/// This process' groups, one a mounted hierarchy.
+pub fn own() -> Result<Vec<PathBuf>> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    Ok(locate(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
+}
+
+/// From the mounts (proc_pid_mountinfo(5)) and a process' groups (cgroups(7), /proc/PID/cgroup) to directories.
+fn locate(mounts: &str, groups: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for mount in mounts.lines() {
+        let Some((left, right)) = mount.split_once(" - ") else { continue };
+        let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
+        let (&[_, _, _, root, point, ..], &[kind, _, options, ..]) = (&left[..], &right[..]) else { continue };
+        let is_mounted_here = |names: &str| match kind {
+            "cgroup2" => names.is_empty(),
+            "cgroup" => !names.is_empty() && names.split(',').all(|name| options.split(',').any(|o| o == name)),
+            _ => false,
+        };
+        let lines = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let Some((_, path)) = lines.into_iter().find(|(names, _)| is_mounted_here(names)) else { continue };
+        // Of a group outside of what is mounted, nothing is to be seen here.
+        let Some(below) = path.strip_prefix(root.trim_end_matches('/')) else { continue };
+        let mut dir = Path::new(point).join(below.trim_start_matches('/'));
+        if dir.file_name().is_some_and(|name| name == LEAF) {
+            dir.pop();
+        }
+        found.push(dir);
+    }
+    found
+}
+
+/// Removes `skiff/INSTANCE` and all below it under each of these groups. With the last instance, a group on version 2 gets back what was moved to a leaf.
+pub fn remove(groups: &[PathBuf], instance: &str) -> Result<()> {
+    for base in groups {
+        let all = base.join("skiff");
+        let ours = all.join(instance);
+        if ours.is_dir() {
+            remove_tree(&ours).with_context(|| format!("remove the control group {}", ours.display()))?;
+            // That others are in it is no error.
+            if fs::remove_dir(&all).is_ok() {
+                take_back(base)
+                    .with_context(|| format!("take processes back to the control group {}", base.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    // Processes killed a moment ago leave their group a moment later; the kernel has no event for that in version 1.
+    for _ in 0..200 {
+        match fs::remove_dir(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(10))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// The reverse of what a node does to its group when it begins: the leaf's processes return, and the leaf goes.
+fn take_back(base: &Path) -> io::Result<()> {
+    let leaf = base.join(LEAF);
+    if !leaf.is_dir() {
+        return Ok(());
+    }
+    let given = fs::read_to_string(base.join("cgroup.subtree_control"))?;
+    let back: Vec<String> = given.split_whitespace().map(|controller| format!("-{controller}")).collect();
+    fs::write(base.join("cgroup.subtree_control"), back.join(" "))?;
+    for pid in fs::read_to_string(leaf.join("cgroup.procs"))?.lines() {
+        // A process that ended meanwhile is no failure.
+        let _ = fs::write(base.join("cgroup.procs"), pid);
+    }
+    remove_tree(&leaf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_found_where_they_are_mounted() {
+        let check = |mounts: &str, groups: &str, expect: &[&str]| {
+            let expect: Vec<PathBuf> = expect.iter().map(PathBuf::from).collect();
+            assert_eq!(locate(mounts, groups), expect, "{groups}");
+        };
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        let groups = "4:memory:/session/a\n1:cpu,cpuacct:/\n0::/";
+        let expect = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory/session/a", "/sys/fs/cgroup/unified"];
+        check(hybrid, groups, &expect);
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        check(unified, "0::/user.slice/session-2.scope", &["/sys/fs/cgroup/user.slice/session-2.scope"]);
+        check(unified, "0::/user.slice/session-2.scope/skiff.leaf", &["/sys/fs/cgroup/user.slice/session-2.scope"]);
+        let container = "30 23 0:26 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        check(container, "0::/docker/x/y", &["/sys/fs/cgroup/y"]);
+        check(container, "0::/elsewhere", &[]);
+    }
+}
