@@ -127,7 +127,7 @@ impl Store {
             pending: Mutex::default(),
             pending_changed: Notify::new(),
             reads: Mutex::default(),
-            read_numbers: AtomicU64::new(0),
+            read_numbers: AtomicU64::new(Shared::first_read(rand::rng().random())),
             origin: rand::rng().random(),
             sizes: Sizes::default(),
             counters: Counters::default(),

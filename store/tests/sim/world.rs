@@ -397,8 +397,9 @@ impl World {
     /// After a step of a member: what it has begun is taken over.
     pub fn settle(&mut self, i: usize) -> Result<(), Violation> {
         let jobs = take_postponed();
+        let is_dead = self.nodes[i].disk.is_dead();
         let Some(run) = &mut self.nodes[i].run else { return Ok(()) };
-        if self.nodes[i].disk.is_dead() || run.shared.failed.load(Ordering::Relaxed) {
+        if is_dead || run.shared.failed.load(Ordering::Relaxed) {
             self.crash(i);
             return Ok(());
         }
