@@ -19,7 +19,7 @@ pub struct StoreArgs {
 
 #[derive(Subcommand)]
 enum StoreCommand {
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
     Verify(recover::VerifyArgs),
@@ -33,7 +33,7 @@ pub fn run(args: StoreArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         StoreCommand::Serve(args) => {
             crate::cli::log_to_stderr();
-            crate::cli::block_on(threads, serve::run(args))?;
+            crate::cli::block_on(threads, serve::run(*args))?;
         }
         StoreCommand::Snapshot(command) => crate::cli::block_on(1, snapshot::run(command))?,
         StoreCommand::Verify(args) => recover::verify(&args)?,
