@@ -44,6 +44,10 @@ const READ_ATTEMPT: Duration = Duration::from_millis(300);
 const WRITES_MAX: usize = 4096;
 /// The log's limit on a command; servers in front of the store may set a lower one.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// How a member whose connection closed is asked whether it is there still.
+const DIALS: usize = 8;
+const DIAL_MAX: Duration = Duration::from_millis(200);
+const DIAL_AGAIN: Duration = Duration::from_millis(10);
 /// Keys looked at under one lock when a whole store is digested.
 const KEYS_A_LOOK: usize = 2000;
 
@@ -471,8 +475,7 @@ impl Store {
         let turn = members.iter().filter(|m| m.id != id && !m.learner && m.id < self.id()).count() as u64;
         let shared = self.shared().clone();
         tokio::spawn(async move {
-            let dial = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(&addr)).await;
-            if !matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            if !is_refused(&addr).await {
                 return;
             }
             shared.input(Input::Closed(id));
@@ -528,6 +531,19 @@ impl Store {
         );
         text
     }
+}
+
+/// Whether nobody listens at an address. A process that is dying closes its connections and its listener one after the other, so it is
+/// asked a few times.
+async fn is_refused(addr: &str) -> bool {
+    for _ in 0..DIALS {
+        let dial = tokio::time::timeout(DIAL_MAX, tokio::net::TcpStream::connect(addr)).await;
+        if matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        tokio::time::sleep(DIAL_AGAIN).await;
+    }
+    false
 }
 
 /// Answers reads by ReadIndex, all that wait by one round. Raft drops the question silently while a new leader has not committed
