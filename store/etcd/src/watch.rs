@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Answers that may wait for a client before its watches wait too.
-const ANSWERS_MAX: usize = 64;
+const ANSWERS_MAX: usize = 1024;
 /// Events that are put in one answer when they are there at once.
 const EVENTS_AN_ANSWER: usize = 1000;
 /// The watch id of answers that concern the whole stream.
