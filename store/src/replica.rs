@@ -245,6 +245,8 @@ impl Replica {
                 self.node.on_persist_ready(number);
                 self.persisted_next = self.persisted_next.max(number + 1);
             }
+            // Word of older entries may come late: a lone member applies newer ones itself while it is on its way.
+            Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
             Input::Applied(index) => {
                 self.node.advance_apply_to(index);
                 self.node.mut_store().trim(index, LOG_BYTES);
