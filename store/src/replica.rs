@@ -444,3 +444,30 @@ pub fn single_change(id: MemberId, change: ConfChangeType) -> ConfChangeV2 {
 pub fn is_snapshot(message: &Message) -> bool {
     message.get_msg_type() == MessageType::MsgSnapshot
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_word_of_applied_entries_is_no_news() {
+        let conf_state = Some(ConfState { voters: vec![1], ..Default::default() });
+        let metadata = SnapshotMetadata { conf_state, index: 1, term: 1 };
+        let log = RaftLog::new(metadata, HardState::default(), Vec::new());
+        let mut replica = Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }).unwrap();
+        let mut applied = 0;
+        while replica.has_output() {
+            let output = replica.drain();
+            if let Some(persist) = output.persist {
+                replica.take(Input::Persisted(persist.number));
+            }
+            if let Some(last) = output.committed.last() {
+                applied = last.index;
+                replica.take(Input::Applied(applied));
+            }
+        }
+        assert!(replica.is_leader() && applied > 1);
+        replica.take(Input::Applied(applied - 1));
+        assert_eq!(replica.node.raft.raft_log.applied, applied);
+    }
+}
