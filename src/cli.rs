@@ -46,10 +46,12 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Server(args) => {
             log_to_stderr();
+            crate::memory::few_arenas();
             block_on(2, crate::server::run(args.options()?))?;
         }
         Command::Agent(args) => {
             log_to_stderr();
+            crate::memory::few_arenas();
             block_on(2, crate::agent::run(args.options()?))?;
         }
         // Before any thread exists: it makes namespaces for itself.

@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cli;
 pub mod client;
 pub mod commands;
+mod memory;
 pub mod server;
 mod transfer;
 pub mod workload;

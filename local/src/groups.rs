@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Where a node's process moves what it finds in its group on version 2, because a group with children may hold no process itself.
+/// Where the processes of a group on version 2 go when it gets children, because it may hold none itself then. A node's process does the same with what
+/// it finds in its group; here it has to be done beforehand, because from within the instance's PID namespace the others cannot be named.
 const LEAF: &str = "skiff.leaf";
 
 /// The group below which a node of an instance keeps its pods, relative to that of whoever started it.
@@ -48,6 +49,40 @@ fn locate(mounts: &str, groups: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Makes the instance's group where nodes will look for it, and room for it: on version 2 the processes of the starter's group move to a leaf.
+pub fn make_room(groups: &[PathBuf], instance: &str) -> Result<()> {
+    for base in groups.iter().filter(|base| gives_controllers(base)) {
+        let (leaf, ours) = (base.join(LEAF), base.join("skiff").join(instance));
+        for dir in [&leaf, &ours] {
+            fs::create_dir_all(dir).with_context(|| format!("make the control group {}", dir.display()))?;
+        }
+        // What is born while others are moved is moved in the next round.
+        for _ in 0..10 {
+            if move_all(base, &leaf)? == 0 {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is a group on version 2, other than the root, that has controllers to hand down.
+fn gives_controllers(base: &Path) -> bool {
+    let controllers = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
+    base.join("cgroup.type").exists() && !controllers.trim().is_empty()
+}
+
+/// Moves every process of a group to another; how many there were.
+fn move_all(from: &Path, to: &Path) -> Result<usize> {
+    let list = from.join("cgroup.procs");
+    let all = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+    for pid in all.lines() {
+        // A process that ended meanwhile is no failure.
+        let _ = fs::write(to.join("cgroup.procs"), pid);
+    }
+    Ok(all.lines().count())
+}
+
 /// Removes `skiff/INSTANCE` and all below it under each of these groups. With the last instance, a group on version 2 gets back what was moved to a leaf.
 pub fn remove(groups: &[PathBuf], instance: &str) -> Result<()> {
     for base in groups {
@@ -57,8 +92,8 @@ pub fn remove(groups: &[PathBuf], instance: &str) -> Result<()> {
             remove_tree(&ours).with_context(|| format!("remove the control group {}", ours.display()))?;
             // That others are in it is no error.
             if fs::remove_dir(&all).is_ok() {
-                take_back(base)
-                    .with_context(|| format!("take processes back to the control group {}", base.display()))?;
+                let what = || format!("take processes back to the control group {}", base.display());
+                take_back(base).with_context(what)?;
             }
         }
     }
@@ -84,20 +119,20 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// The reverse of what a node does to its group when it begins: the leaf's processes return, and the leaf goes.
-fn take_back(base: &Path) -> io::Result<()> {
+/// The reverse of [`make_room`]: the leaf's processes return, and the leaf goes.
+fn take_back(base: &Path) -> Result<()> {
     let leaf = base.join(LEAF);
     if !leaf.is_dir() {
         return Ok(());
     }
-    let given = fs::read_to_string(base.join("cgroup.subtree_control"))?;
+    let control = base.join("cgroup.subtree_control");
+    let given = fs::read_to_string(&control)?;
     let back: Vec<String> = given.split_whitespace().map(|controller| format!("-{controller}")).collect();
-    fs::write(base.join("cgroup.subtree_control"), back.join(" "))?;
-    for pid in fs::read_to_string(leaf.join("cgroup.procs"))?.lines() {
-        // A process that ended meanwhile is no failure.
-        let _ = fs::write(base.join("cgroup.procs"), pid);
+    if !back.is_empty() {
+        fs::write(&control, back.join(" "))?;
     }
-    remove_tree(&leaf)
+    move_all(&leaf, base)?;
+    Ok(remove_tree(&leaf)?)
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ impl Host {
         let spec_path = dir.join(SPEC);
         fs::write(&spec_path, serde_json::to_vec_pretty(&spec)?)
             .with_context(|| format!("write {}", spec_path.display()))?;
+        groups::make_room(&groups, &config.instance)?;
         let mut argv = config.supervisor_args.clone();
         argv.push(spec_path.display().to_string());
         let Launched { pid, lifeline, ready } = launch::launch(&argv, &dir.join(LOG))?;

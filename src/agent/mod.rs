@@ -95,6 +95,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));
     tokio::spawn(wiring::follow(link.clone(), network, names, desired_in, options.node.clone()));
+    tokio::spawn(crate::memory::give_back());
     link.ready();
     tracing::info!(node = options.node, %node_ip, pod_cidr = welcome.pod_cidr, "this node runs");
     machine::wait_for_signal().await;

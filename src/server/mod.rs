@@ -152,6 +152,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         "this server is ready"
     );
     tokio::spawn(images::keep(shared.clone(), stop.clone()));
+    tokio::spawn(crate::memory::give_back());
     let agent = options.agent.then(|| tokio::spawn(node::run(shared.clone(), client.clone(), stop.clone())));
     wait_for_signal(&store).await;
     store.stop().await;

@@ -269,6 +269,8 @@ impl Replica {
                 self.node.on_persist_ready(number);
                 self.persisted_next = self.persisted_next.max(number + 1);
             }
+            // Word of older entries may come late: a lone member applies newer ones itself while it is on its way.
+            Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
             Input::Applied(index) => {
                 self.node.advance_apply_to(index);
                 self.node.mut_store().trim(index, self.sizes.log_bytes);
@@ -474,4 +476,31 @@ pub fn single_change(id: MemberId, change: ConfChangeType) -> ConfChangeV2 {
 /// Whether a message is a snapshot, which travels on a stream of its own.
 pub fn is_snapshot(message: &Message) -> bool {
     message.get_msg_type() == MessageType::MsgSnapshot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_word_of_applied_entries_is_no_news() {
+        let conf_state = Some(ConfState { voters: vec![1], ..Default::default() });
+        let metadata = SnapshotMetadata { conf_state, index: 1, term: 1 };
+        let log = RaftLog::new(metadata, HardState::default(), Vec::new());
+        let mut replica = Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }).unwrap();
+        let mut applied = 0;
+        while replica.has_output() {
+            let output = replica.drain();
+            if let Some(persist) = output.persist {
+                replica.take(Input::Persisted(persist.number));
+            }
+            if let Some(last) = output.committed.last() {
+                applied = last.index;
+                replica.take(Input::Applied(applied));
+            }
+        }
+        assert!(replica.is_leader() && applied > 1);
+        replica.take(Input::Applied(applied - 1));
+        assert_eq!(replica.node.raft.raft_log.applied, applied);
+    }
 }

@@ -45,6 +45,10 @@ const READ_ATTEMPT: Duration = Duration::from_millis(300);
 const WRITES_MAX: usize = 4096;
 /// The log's limit on a command; servers in front of the store may set a lower one.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// How a member whose connection closed is asked whether it is there still.
+const DIALS: usize = 8;
+const DIAL_MAX: Duration = Duration::from_millis(200);
+const DIAL_AGAIN: Duration = Duration::from_millis(10);
 /// Keys looked at under one lock when a whole store is digested.
 const KEYS_A_LOOK: usize = 2000;
 
@@ -463,23 +467,28 @@ impl Store {
     }
 
     /// A peer's stream ended. If that peer led and nobody listens at its address any more, its process is dead: stand for
-    /// election, the members a little apart. A connection that was merely cut proves nothing: that leader may hold a lease still.
+    /// election, one member a little after the other. A connection that was merely cut proves nothing: that leader may hold a lease still.
     pub(crate) fn peer_closed(&self, id: MemberId) {
         if *self.inner.stopped.borrow() || self.shared().leadership.borrow().leader != Some(id) {
             return;
         }
-        let Some(addr) = self.members().into_iter().find(|m| m.id == id).map(|m| m.peer_addr) else { return };
+        let members = self.members();
+        let Some(addr) = members.iter().find(|m| m.id == id).map(|m| m.peer_addr.clone()) else { return };
+        // In turn, so that they do not split the votes; the first may lack entries, then the next stands soon after.
+        let turn = members.iter().filter(|m| m.id != id && !m.learner && m.id < self.id()).count() as u64;
         let shared = self.shared().clone();
         tokio::spawn(async move {
-            let dial = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(&addr)).await;
-            if !matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            if !is_refused(&addr).await {
                 return;
             }
             shared.input(Input::Closed(id));
             // Two that stand at the same moment split the votes: they stand again, apart anew, rather than wait for the silence to be long enough.
             for round in 0..STAND_AGAIN {
-                let apart = Duration::from_millis(rand::rng().random_range(5..60) + 60 * round.min(1));
-                tokio::time::sleep(apart).await;
+                let apart = match round {
+                    0 => turn * 40 + rand::rng().random_range(2..12),
+                    _ => rand::rng().random_range(65..120),
+                };
+                tokio::time::sleep(Duration::from_millis(apart)).await;
                 if shared.leadership.borrow().leader.is_some_and(|leader| leader != id) {
                     return;
                 }
@@ -525,6 +534,19 @@ impl Store {
         );
         text
     }
+}
+
+/// Whether nobody listens at an address. A process that is dying closes its connections and its listener one after the other, so it is
+/// asked a few times.
+async fn is_refused(addr: &str) -> bool {
+    for _ in 0..DIALS {
+        let dial = tokio::time::timeout(DIAL_MAX, tokio::net::TcpStream::connect(addr)).await;
+        if matches!(dial, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        tokio::time::sleep(DIAL_AGAIN).await;
+    }
+    false
 }
 
 /// Answers reads by ReadIndex, all that wait by one round. Raft drops the question silently while a new leader has not committed

@@ -37,7 +37,12 @@ pub fn files(local: &Local) -> anyhow::Result<()> {
             container(", imagePullPolicy: Sometimes"),
             vec!["bad.yaml", "imagePullPolicy", "Sometimes"],
         ),
-        ("an invalid quantity", container(", resources: {limits: {memory: -5}}"), vec!["bad.yaml", "memory"]),
+        ("a negative quantity", container(", resources: {limits: {memory: -5}}"), vec!["bad.yaml", "memory"]),
+        (
+            "no quantity at all",
+            container(", resources: {limits: {memory: much}}"),
+            vec!["bad.yaml", "resources.limits", "quantities"],
+        ),
         ("no containers", pod("{containers: []}"), vec!["bad.yaml", "spec.containers"]),
         (
             "a namespace that is not there",

@@ -37,8 +37,14 @@ impl TypeDef {
 
     /// The first value of a wrong type, in the words of the decoder that clients know: `json: cannot unmarshal ...`.
     pub fn type_error(&self, obj: &Value) -> Option<String> {
+        self.type_error_at(obj).map(|(_, why)| why)
+    }
+
+    /// The same, with the path of the field (no indices, no keys of maps), which not all of the words name.
+    pub fn type_error_at(&self, obj: &Value) -> Option<(String, String)> {
         let mut at = Place { owner: short(&self.name), path: String::new() };
-        object_error(self, obj, &mut at)
+        let why = object_error(self, obj, &mut at)?;
+        Some((at.path, why))
     }
 }
 

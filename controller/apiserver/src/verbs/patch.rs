@@ -8,7 +8,7 @@ use crate::verbs::{create, options};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use skiff_api::schema::Schema;
+use skiff_api::schema::{Schema, TypeDef};
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 use skiff_api::{Kind, apply, defaults, meta, patch};
@@ -189,6 +189,7 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
         check_name(call, &applied)?;
         meta::unset(&mut applied, "resourceVersion");
         let mut object = apply::apply(&kind, schema, None, &applied, &manager, force, &subresource, Timestamp::now())?;
+        check_values(schema, &object)?;
         create::check_namespace(call, &mut object)?;
         defaults::apply_defaults(&kind, &mut object);
         return create::insert(state, call, object, false).await;
@@ -202,11 +203,18 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
         }
         let now = Timestamp::now();
         let mut object = apply::apply(&kind, schema, Some(old), &applied, &manager, force, &subresource, now)?;
+        check_values(schema, &object)?;
         meta::unset(&mut object, "resourceVersion");
         defaults::apply_defaults(&kind, &mut object);
         Ok(Changed { object, tracked: true })
     })
     .await
+}
+
+/// Merging looks at the shape of values only: a quantity, say, is any string to it.
+fn check_values(schema: &TypeDef, object: &Value) -> Result<(), Status> {
+    let refuse = |(path, why): (String, String)| Status::bad_request(format!("error decoding {path}: {why}"));
+    schema.type_error_at(object).map_or(Ok(()), |found| Err(refuse(found)))
 }
 
 /// What an applied configuration must say of itself.

@@ -1,6 +1,7 @@
 //! etcd's own client against the store: every call that it has, on one member and on three.
 //!
-//! `SKIFF_ETCDCTL` names another binary. Without one the tests are ignored, with the reason; with `CI=true` they fail.
+//! `SKIFF_ETCDCTL` names other binaries, with colons between them; the tests run with each. Without one they are ignored, with the reason;
+//! with `CI=true` they fail.
 
 mod cluster;
 mod data;
@@ -12,20 +13,27 @@ use support::Test;
 
 fn main() {
     let arguments = Arguments::from_args();
-    let there = support::version();
-    match &there {
-        Some(version) => eprintln!("with {version}"),
-        None => eprintln!("ignored: there is no etcdctl here (Debian's package etcd-client has it)"),
+    let mut failed = false;
+    for binary in support::binaries() {
+        support::choose(&binary);
+        let there = support::version();
+        match &there {
+            Some(version) => eprintln!("with {version}"),
+            None => eprintln!("ignored: there is no {binary} here (Debian's package etcd-client has etcdctl)"),
+        }
+        let ignored = there.is_none() && std::env::var_os("CI").is_none();
+        let tables: [&[Test]; 3] = [data::TESTS, members::TESTS, cluster::TESTS];
+        let trials = tables
+            .into_iter()
+            .flatten()
+            .map(|(name, test)| {
+                let test = *test;
+                Trial::test(*name, move || support::run(test)).with_ignored_flag(ignored)
+            })
+            .collect();
+        failed |= libtest_mimic::run(&arguments, trials).has_failed();
     }
-    let ignored = there.is_none() && std::env::var_os("CI").is_none();
-    let tables: [&[Test]; 3] = [data::TESTS, members::TESTS, cluster::TESTS];
-    let trials = tables
-        .into_iter()
-        .flatten()
-        .map(|(name, test)| {
-            let test = *test;
-            Trial::test(*name, move || support::run(test)).with_ignored_flag(ignored)
-        })
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    if failed {
+        std::process::exit(101);
+    }
 }

@@ -21,8 +21,21 @@ pub type Done = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 /// A name and what is done under it.
 pub type Test = (&'static str, fn() -> Done);
 
-pub fn binary() -> String {
-    std::env::var("SKIFF_ETCDCTL").unwrap_or_else(|_| "etcdctl".into())
+/// The binary that the tests run with at the moment; one set of tests runs after the other.
+static CHOSEN: std::sync::RwLock<String> = std::sync::RwLock::new(String::new());
+
+pub fn binaries() -> Vec<String> {
+    let named = std::env::var("SKIFF_ETCDCTL").unwrap_or_default();
+    let named: Vec<_> = named.split(':').filter(|b| !b.is_empty()).map(str::to_owned).collect();
+    if named.is_empty() { vec!["etcdctl".into()] } else { named }
+}
+
+pub fn choose(binary: &str) {
+    *CHOSEN.write().unwrap_or_else(|e| e.into_inner()) = binary.to_owned();
+}
+
+fn binary() -> String {
+    CHOSEN.read().unwrap_or_else(|e| e.into_inner()).clone()
 }
 
 /// The first line of what etcdctl says of itself; None if there is none.
