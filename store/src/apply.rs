@@ -86,6 +86,8 @@ impl Applier {
     pub fn apply(&mut self, entries: Vec<Committed>) -> Result<u64, String> {
         let shared = self.shared.clone();
         let Some(last) = entries.last().map(|e| e.index) else { return Ok(0) };
+        #[cfg(feature = "simulation")]
+        crate::simulation::note_applied(&entries);
         let mut outcomes = Vec::new();
         let (revision, size, unswept) = {
             let mut machine = shared.machine.write().unwrap_or_else(|e| e.into_inner());

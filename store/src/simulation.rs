@@ -24,6 +24,7 @@ pub mod snapshots {
     pub use crate::snapshot::*;
 }
 pub use crate::types::*;
+use raft::eraftpb::ConfState;
 use raft::{Raft, StateRole};
 use std::cell::{Cell, RefCell};
 
@@ -32,7 +33,31 @@ type Work = Box<dyn FnOnce() + Send>;
 thread_local! {
     static PLANTED: Cell<Option<&'static str>> = const { Cell::new(None) };
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+    static APPLIED: RefCell<Vec<Applied>> = const { RefCell::new(Vec::new()) };
     static POSTPONED: RefCell<Vec<Work>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An entry that a member of this thread has begun to apply.
+pub struct Applied {
+    pub index: u64,
+    pub term: Term,
+    pub commands: Vec<Command>,
+    pub conf_state: Option<ConfState>,
+}
+
+pub(crate) fn note_applied(entries: &[Committed]) {
+    let applied = |e: &Committed| Applied {
+        index: e.index,
+        term: e.term,
+        commands: e.commands.iter().cloned().collect(),
+        conf_state: e.conf_state.clone(),
+    };
+    APPLIED.with_borrow_mut(|all| all.extend(entries.iter().map(applied)));
+}
+
+/// What was applied since the last call.
+pub fn take_applied() -> Vec<Applied> {
+    APPLIED.take()
 }
 
 /// Switches a bug on for this thread, or all of them off.
@@ -49,6 +74,7 @@ pub fn is_planted(bug: &str) -> bool {
 pub fn begin(seed: u64) {
     SEED.set(Some(seed));
     POSTPONED.take();
+    APPLIED.take();
 }
 
 /// Whether this thread runs a simulation.

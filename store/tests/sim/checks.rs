@@ -77,9 +77,9 @@ impl Checks {
     }
 
     /// A member is about to apply these entries.
-    pub fn committed(&mut self, member: MemberId, entries: &[Committed], now_ms: u64) -> Result<(), Violation> {
+    pub fn committed(&mut self, member: MemberId, entries: &[Applied], now_ms: u64) -> Result<(), Violation> {
         for entry in entries {
-            let commands: Vec<_> = entry.commands.iter().collect();
+            let commands = &entry.commands;
             let seen = (entry.term, hash(format!("{commands:?}{:?}", entry.conf_state.as_ref().map(sorted))));
             let last = self.last();
             if entry.index > last + 1 {

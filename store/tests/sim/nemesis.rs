@@ -19,7 +19,9 @@ impl World {
             _ => self.rng.below(count as u64) as usize,
         };
         let now = self.now();
-        match self.rng.below(100) {
+        let action = self.rng.below(100);
+        self.trace(|| format!("nemesis {action} on member {victim}"));
+        match action {
             0..12 => self.crash(victim),
             12..24 => {
                 let operations = self.rng.below(12);
@@ -80,6 +82,7 @@ impl World {
         self.crash(victim);
         let disk = self.nodes[victim].disk.clone();
         self.nodes[victim].flipped = disk.flip(&mut self.rng);
+        self.trace(|| format!("flipped {:?}", self.nodes[victim].flipped));
     }
 
     fn change_members(&mut self, leader: usize) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 /// Where each is: `bug!("name")` in the store's code.
 pub const BUGS: &[&str] = &[
     "acknowledge_before_write",
+    "append_batched_by_raft",
     "append_without_sync",
     "checksum_not_checked",
     "commands_applied_twice",

@@ -78,6 +78,7 @@ pub struct World {
     receiving: Vec<bool>,
     began: Instant,
     pub events: u64,
+    traced: bool,
 }
 
 /// Runs one seed; gives how many events it took.
@@ -134,6 +135,7 @@ impl World {
             receiving: vec![false; 5],
             began: Instant::now(),
             events: 0,
+            traced: std::env::var_os("SKIFF_SIM_TRACE").is_some(),
             rng,
         }
     }
@@ -163,6 +165,13 @@ impl World {
 
     pub fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
+    }
+
+    /// Says what happens, for a replay with `SKIFF_SIM_TRACE`.
+    pub fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{:>9} us  {}", self.now(), what());
+        }
     }
 
     pub fn now_ms(&self) -> u64 {
@@ -197,10 +206,12 @@ impl World {
         self.receiving[i] = false;
         self.nodes[i].start(&self.clock, self.sizes, &mut self.rng)?;
         let incarnation = self.nodes[i].incarnation;
-        let Some(run) = &mut self.nodes[i].run else {
+        if self.nodes[i].run.is_none() {
             self.after(100_000, Event::Restart(i));
             return Ok(());
-        };
+        }
+        self.trace(|| format!("member {i} starts: {}", self.nodes[i].describe()));
+        let Some(run) = &mut self.nodes[i].run else { return Ok(()) };
         let (machine, flushed) = (run.shared.clone(), run.raft.flush());
         self.checks.state(machine.id, &machine.look())?;
         self.failed_if(i, flushed);
@@ -218,9 +229,8 @@ impl World {
     }
 
     pub fn crash(&mut self, i: usize) {
-        if self.nodes[i].run.take().is_none() {
-            return;
-        }
+        let Some(run) = self.nodes[i].run.take() else { return };
+        self.trace(|| format!("member {i} crashes: {:?}", run.shared.failure.borrow()));
         self.nodes[i].incarnation += 1;
         self.nodes[i].paused_until = 0;
         self.nodes[i].disk.crash();
@@ -331,6 +341,9 @@ impl World {
                 }
             }
             Event::Deliver(i, input) => {
+                if let Input::Message(m) = &input {
+                    self.trace(|| format!("{:?} from {:?} to {i}: term {} index {} commit {} entries {:?} reject {} snapshot {}", m.msg_type, self.index_of(m.from), m.term, m.index, m.commit, m.entries.iter().map(|e| e.index).collect::<Vec<_>>(), m.reject, m.get_snapshot().get_metadata().index));
+                }
                 if let Some(run) = &self.nodes[i].run {
                     run.shared.input(input);
                     self.raft_later(i);
@@ -372,15 +385,10 @@ impl World {
     }
 
     fn apply(&mut self, i: usize) -> Result<(), Violation> {
-        let now_ms = self.now_ms();
         let Some(run) = &mut self.nodes[i].run else { return Ok(()) };
         run.apply_due = false;
         let Some(work) = run.to_apply.pop_front() else { return Ok(()) };
-        if let ToApply::Committed(entries) = &work {
-            self.checks.committed(run.shared.id, entries, now_ms)?;
-        }
         let done = lock(&run.queues.applier).carry_out(work);
-        self.checks.state(run.shared.id, &run.shared.look())?;
         self.failed_if(i, done);
         Ok(())
     }
@@ -397,11 +405,20 @@ impl World {
     /// After a step of a member: what it has begun is taken over.
     pub fn settle(&mut self, i: usize) -> Result<(), Violation> {
         let jobs = take_postponed();
+        let (applied, now_ms) = (take_applied(), self.now_ms());
         let is_dead = self.nodes[i].disk.is_dead();
         let Some(run) = &mut self.nodes[i].run else { return Ok(()) };
         if is_dead || run.shared.failed.load(Ordering::Relaxed) {
             self.crash(i);
             return Ok(());
+        }
+        if !applied.is_empty() {
+            self.checks.committed(run.shared.id, &applied, now_ms)?;
+            self.checks.state(run.shared.id, &run.shared.look())?;
+        }
+        if self.traced {
+            let (base, terms) = run.raft.replica().log().terms();
+            eprintln!("{:>9} us  member {i} settles: log {base}+{}, snapshot {}, committed {}, applied {}", self.clock.load(Ordering::Relaxed), terms.len(), run.raft.replica().log().snapshot_index(), run.raft.replica().committed(), run.shared.look().index);
         }
         let messages = run.out.take();
         if run.to_write.is_none() {
@@ -418,7 +435,10 @@ impl World {
             if leadership.is_leader() {
                 self.checks.leads(run.shared.id, leadership.term, run.raft.replica().log())?;
             }
-            run.seen = leadership;
+            run.seen = leadership.clone();
+            if self.traced {
+                eprintln!("{:>9} us  member {i}: term {} led by {:x?}", now_ms * 1000, leadership.term, leadership.leader);
+            }
         }
         let incarnation = self.nodes[i].incarnation;
         if write {
