@@ -133,6 +133,8 @@ pub struct Replica {
     mute_ticks: usize,
     /// The term in which leadership was handed over: no lease is counted in it any more.
     handed_over: Term,
+    /// Snapshots from the leader that are being written: (batch, index).
+    installing: Vec<(u64, u64)>,
     persisted_next: u64,
     last_seen: (Term, MemberId, bool),
     sizes: Sizes,
@@ -173,6 +175,7 @@ impl Replica {
             proposed: VecDeque::new(),
             mute_ticks: if has_past && !bug!("restart_forgets_promise") { timing.election_ticks } else { 0 },
             handed_over: 0,
+            installing: Vec::new(),
             persisted_next: 0,
             last_seen: (0, 0, false),
             sizes,
@@ -270,6 +273,13 @@ impl Replica {
             Input::Persisted(number) => {
                 self.node.on_persist_ready(number);
                 self.persisted_next = self.persisted_next.max(number + 1);
+                // What a snapshot covers counts as applied for Raft as soon as it is on disk: when it stands for election it looks at what is
+                // not applied, and those entries are gone. The machine takes the snapshot in before anything that follows it.
+                for (_, index) in self.installing.extract_if(.., |(n, _)| *n <= number) {
+                    if !bug!("snapshot_not_applied_for_raft") {
+                        self.node.advance_apply_to(index);
+                    }
+                }
             }
             // Word of older entries may come late: a lone member applies newer ones itself while it is on its way.
             Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
@@ -292,6 +302,8 @@ impl Replica {
                 let keep_from = metadata.index.saturating_sub(self.sizes.catch_up_entries);
                 self.node.mut_store().snapshot_taken(metadata, keep_from);
             }
+            // A member that has no vote (yet) cannot win; Raft would take the empty membership of a new one for a majority.
+            Input::Campaign if !self.node.raft.promotable() && !bug!("everybody_stands_for_election") => {}
             Input::Campaign => {
                 let _ = self.node.campaign();
             }
@@ -404,6 +416,7 @@ impl Replica {
         if !ready.snapshot().is_empty() {
             let snapshot = ready.snapshot().clone();
             self.node.mut_store().install(snapshot.get_metadata().clone());
+            self.installing.push((persist.number, snapshot.get_metadata().index));
             persist.snapshot = Some(snapshot);
         }
         persist.entries = ready.take_entries();
