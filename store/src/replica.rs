@@ -133,8 +133,6 @@ pub struct Replica {
     mute_ticks: usize,
     /// The term in which leadership was handed over: no lease is counted in it any more.
     handed_over: Term,
-    /// Snapshots from the leader that are being written: (batch, index).
-    installing: Vec<(u64, u64)>,
     persisted_next: u64,
     last_seen: (Term, MemberId, bool),
     sizes: Sizes,
@@ -175,7 +173,6 @@ impl Replica {
             proposed: VecDeque::new(),
             mute_ticks: if has_past && !bug!("restart_forgets_promise") { timing.election_ticks } else { 0 },
             handed_over: 0,
-            installing: Vec::new(),
             persisted_next: 0,
             last_seen: (0, 0, false),
             sizes,
@@ -273,13 +270,6 @@ impl Replica {
             Input::Persisted(number) => {
                 self.node.on_persist_ready(number);
                 self.persisted_next = self.persisted_next.max(number + 1);
-                // What a snapshot covers counts as applied for Raft as soon as it is on disk: when it stands for election it looks at what is
-                // not applied, and those entries are gone. The machine takes the snapshot in before anything that follows it.
-                for (_, index) in self.installing.extract_if(.., |(n, _)| *n <= number) {
-                    if !bug!("snapshot_not_applied_for_raft") {
-                        self.node.advance_apply_to(index);
-                    }
-                }
             }
             // Word of older entries may come late: a lone member applies newer ones itself while it is on its way.
             Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
@@ -416,7 +406,6 @@ impl Replica {
         if !ready.snapshot().is_empty() {
             let snapshot = ready.snapshot().clone();
             self.node.mut_store().install(snapshot.get_metadata().clone());
-            self.installing.push((persist.number, snapshot.get_metadata().index));
             persist.snapshot = Some(snapshot);
         }
         persist.entries = ready.take_entries();
@@ -430,6 +419,15 @@ impl Replica {
         let nothing_to_write = persist.entries.is_empty() && persist.snapshot.is_none() && !ready.must_sync();
         let number = ready.number();
         self.node.advance_append_async(ready);
+        if let Some(snapshot) = &persist.snapshot
+            && !bug!("snapshot_not_applied_for_raft")
+        {
+            // What it covers counts as applied for Raft from here on: when Raft stands for election it looks at what is not applied, and
+            // those entries are gone. Answers wait for the disk all the same, and the machine takes the snapshot in before what follows.
+            let index = snapshot.get_metadata().index;
+            self.node.raft.on_persist_snap(index);
+            self.node.advance_apply_to(index);
+        }
         if nothing_to_write && self.waiting.is_empty() && number == self.persisted_next.max(1) {
             // Only the commit index moved (or nothing did): it need not be on disk before anything is said.
             self.node.on_persist_ready(number);

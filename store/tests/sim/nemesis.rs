@@ -76,7 +76,12 @@ impl World {
 
     /// At most one member of a run is damaged: what a majority has lost, nobody can give back.
     fn flip(&mut self, victim: usize) {
-        if self.nodes.iter().any(|n| n.flipped.is_some() || n.gone) || self.nodes.iter().filter(|n| n.exists).count() < 3 {
+        let leader = self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
+        let Some(leader) = leader else { return };
+        let (members, voters) = (leader.raft.replica().progress(), leader.shared.look().conf_state.voters.len());
+        let newest = members.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
+        let even = members.iter().all(|(_, matched, votes)| *votes && *matched + 20 > newest);
+        if voters < 3 || !even || members.len() != voters || self.nodes.iter().any(|n| n.flipped.is_some() || n.gone) {
             return;
         }
         self.crash(victim);

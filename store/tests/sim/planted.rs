@@ -30,6 +30,7 @@ pub const BUGS: &[&str] = &[
     "read_index_before_apply",
     "read_index_without_quorum",
     "restart_forgets_promise",
+    "sent_work_called_fenced",
     "snapshot_not_applied_for_raft",
     "snapshot_restores_wrong_revision",
     "snapshot_without_sessions",
