@@ -36,7 +36,7 @@ pub enum LogError {
         "{file} is damaged at byte {offset} and whole records follow: this is not a torn write. Remove this server's data directory and let it join again, or restore a backup"
     )]
     Damaged { file: String, offset: usize },
-    #[error("{file} jumps from entry {last} to entry {next}: part of the log is missing")]
+    #[error("{file} has no entries between {last}, where the newest snapshot ends, and {next}: part of it is missing")]
     Gap { file: String, last: u64, next: u64 },
 }
 
@@ -281,6 +281,16 @@ fn push(buffer: &mut Vec<u8>, kind: u8, message: &impl prost::Message) {
 }
 
 impl Recovered {
+    /// Whether the log goes on where the newest snapshot ends, or before.
+    pub fn check_joins(&self, snapshot_index: u64) -> Result<(), LogError> {
+        match self.entries.first().map(|e| e.index) {
+            Some(next) if next > snapshot_index + 1 => {
+                Err(LogError::Gap { file: "the log".into(), last: snapshot_index, next })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes in one batch; false if it makes no sense.
     fn take(&mut self, mut payload: &[u8], segment: &mut Segment, file: &str) -> Result<bool, LogError> {
         while !payload.is_empty() {
@@ -309,10 +319,12 @@ impl Recovered {
                 while self.entries.last().is_some_and(|e| e.index >= entry.index) {
                     self.entries.pop();
                 }
-                if let Some(last) = self.entries.last().map(|e| e.index)
-                    && last + 1 != entry.index
-                {
-                    return Err(LogError::Gap { file: file.to_owned(), last, next: entry.index });
+                if self.entries.last().is_some_and(|last| last.index + 1 != entry.index) {
+                    if bug!("log_gap_under_snapshot_refused") {
+                        return Err(LogError::Gap { file: file.to_owned(), last: 0, next: entry.index });
+                    }
+                    // A snapshot from the leader took the place of what stands before; a crash may keep that log from being removed.
+                    self.entries.clear();
                 }
                 self.entries.push(entry);
             }

@@ -104,6 +104,7 @@ impl Store {
             }
             None => (Machine::new(), Default::default()),
         };
+        found.check_joins(machine.index).context("opening the store's log")?;
         snapshot::tidy(&*disk)?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;

@@ -109,6 +109,7 @@ impl Node {
             }
             None => (Machine::new(), Default::default()),
         };
+        found.check_joins(machine.index).map_err(|e| text(&e))?;
         snapshots::tidy(&*disk).map_err(|e| text(&e))?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let log_of_raft = RaftLog::new(metadata, found.hard_state, found.entries);

@@ -23,6 +23,7 @@ pub const BUGS: &[&str] = &[
     "lease_read_after_transfer",
     "lease_read_without_quorum",
     "log_dropped_too_far",
+    "log_gap_under_snapshot_refused",
     "log_suffix_not_replaced",
     "membership_not_applied_by_followers",
     "new_leader_counts_leases_from_before",
