@@ -476,6 +476,11 @@ impl Replica {
         // A refused change (one that makes no sense for this membership) leaves the membership as it was, on every member alike.
         committed.conf_state =
             Some(self.node.apply_conf_change(&change).unwrap_or_else(|_| self.node.raft.prs().conf().to_conf_state()));
+        // A leader may find its own removal in what earlier leaders left. Raft cannot count the votes of a leader that is no member.
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() && !bug!("removed_leader_goes_on") {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         Ok(committed)
     }
 }

@@ -30,6 +30,7 @@ pub const BUGS: &[&str] = &[
     "own_proposal_of_another_term",
     "read_index_before_apply",
     "read_index_without_quorum",
+    "removed_leader_goes_on",
     "restart_forgets_promise",
     "sent_work_called_fenced",
     "snapshot_not_applied_for_raft",
