@@ -3,6 +3,7 @@
 //! One lock for all the entries that are there at once, one answer round after it. Between batches the memory of compacted history is
 //! given back, a little at a time, and snapshots are begun.
 
+use crate::background;
 use crate::driver::{Shared, lock};
 use crate::machine::{Machine, Outcome};
 use crate::replica::{Committed, Input};
@@ -13,12 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
-/// A snapshot is taken after this many entries, or when their bytes are as many as the state's, but not before there are so many:
-/// writing the whole state for every few changes would be most of the disk's work.
-const SNAPSHOT_ENTRIES: u64 = 500_000;
+/// A snapshot is taken after some entries (see `sizes`), or when their bytes are as many as the state's, but not before there are so
+/// many: writing the whole state for every few changes would be most of the disk's work.
 const SNAPSHOT_BYTES_MIN: usize = 64 << 20;
-/// Compacted revisions swept at once, below a millisecond of work.
-const SWEEP_REVISIONS: usize = 512;
 
 pub enum ToApply {
     Committed(Vec<Committed>),
@@ -43,20 +41,7 @@ pub struct Applier {
 /// Does what the raft thread does not do itself, in order.
 pub fn apply_thread(applier: &Mutex<Applier>, queue: &Receiver<ToApply>) -> Result<(), String> {
     while let Ok(work) = queue.recv() {
-        let mut applier = lock(applier);
-        match work {
-            ToApply::TakeSnapshot => applier.take_snapshot(),
-            ToApply::Install(file) => applier.install(&file)?,
-            ToApply::Committed(entries) => {
-                let last = applier.apply(entries)?;
-                applier.shared.input(Input::Applied(last));
-            }
-            ToApply::Sweep => {
-                applier.sweeping = false;
-                applier.sweep();
-            }
-        }
-        applier.busy.fetch_sub(1, Ordering::AcqRel);
+        lock(applier).carry_out(work)?;
     }
     Ok(())
 }
@@ -74,6 +59,24 @@ impl Applier {
         }
     }
 
+    /// Does one piece of work that was queued.
+    pub fn carry_out(&mut self, work: ToApply) -> Result<(), String> {
+        match work {
+            ToApply::TakeSnapshot => self.take_snapshot(),
+            ToApply::Install(file) => self.install(&file)?,
+            ToApply::Committed(entries) => {
+                let last = self.apply(entries)?;
+                self.shared.input(Input::Applied(last));
+            }
+            ToApply::Sweep => {
+                self.sweeping = false;
+                self.sweep();
+            }
+        }
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+        Ok(())
+    }
+
     /// How much is queued for the apply thread.
     pub fn busy(&self) -> Arc<AtomicUsize> {
         self.busy.clone()
@@ -83,6 +86,8 @@ impl Applier {
     pub fn apply(&mut self, entries: Vec<Committed>) -> Result<u64, String> {
         let shared = self.shared.clone();
         let Some(last) = entries.last().map(|e| e.index) else { return Ok(0) };
+        #[cfg(feature = "simulation")]
+        crate::simulation::note_applied(&entries);
         let mut outcomes = Vec::new();
         let (revision, size, unswept) = {
             let mut machine = shared.machine.write().unwrap_or_else(|e| e.into_inner());
@@ -115,7 +120,7 @@ impl Applier {
         if unswept {
             self.sweep_later();
         }
-        if self.entries_since >= SNAPSHOT_ENTRIES || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size) {
+        if self.entries_since >= shared.sizes.snapshot_entries || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size) {
             self.take_snapshot();
         }
         Ok(last)
@@ -143,7 +148,7 @@ impl Applier {
     fn sweep(&mut self) {
         let (more, compacted) = {
             let mut machine = self.shared.machine.write().unwrap_or_else(|e| e.into_inner());
-            (machine.kv.sweep(SWEEP_REVISIONS), machine.kv.compacted())
+            (machine.kv.sweep(self.shared.sizes.sweep_revisions), machine.kv.compacted())
         };
         if more {
             self.sweep_later();
@@ -159,7 +164,7 @@ impl Applier {
         (self.entries_since, self.bytes_since) = (0, 0);
         let (shared, done, later, busy) =
             (self.shared.clone(), self.snapshotting.clone(), self.later.clone(), self.busy.clone());
-        let thread = std::thread::Builder::new().name("store-snapshot".into()).spawn(move || {
+        let thread = background::run("store-snapshot", move || {
             take_snapshot(&shared);
             done.store(false, Ordering::Release);
             // Compaction had to wait for it.
@@ -179,7 +184,9 @@ impl Applier {
         {
             let mut machine = shared.machine.write().unwrap_or_else(|e| e.into_inner());
             *machine = Machine::restore(header, pairs);
-            shared.hub.interrupt();
+            if !bug!("install_keeps_watches") {
+                shared.hub.interrupt();
+            }
         }
         shared.applied_index.store(index, Ordering::Release);
         shared.applied.send_replace((index, revision));

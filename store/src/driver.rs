@@ -21,6 +21,7 @@ use crate::lessor::Lessor;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::pending::Pending;
+use crate::sizes::Sizes;
 use crate::replica::{Authority, Input, Output, Persist, Replica};
 use crate::snapshot;
 use crate::types::*;
@@ -89,7 +90,11 @@ pub struct Shared {
     /// Something in `pending` has to be sent (again).
     pub pending_changed: Notify,
     pub reads: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
+    /// The last number that was used in `reads`.
+    pub read_numbers: AtomicU64,
     pub origin: u64,
+    /// How much is done at a time.
+    pub sizes: Sizes,
     pub counters: Counters,
 }
 
@@ -127,6 +132,21 @@ impl Shared {
         let _ = self.inbox.send(Wake::Input(input));
     }
 
+    /// Whether everything up to `index` is in the state that reads look at.
+    pub fn has_applied(&self, index: u64) -> bool {
+        self.applied_index.load(Ordering::Acquire) >= index || bug!("read_index_before_apply")
+    }
+
+    /// What the numbers of a process that drew this begin at.
+    pub fn first_read(_drawn: u64) -> u64 {
+        0
+    }
+
+    /// A number for a question to Raft.
+    pub fn next_read(&self) -> u64 {
+        self.read_numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Whether this member may answer reads from its state as it is, now.
     pub fn has_lease(&self) -> bool {
         match self.lease_until.load(Ordering::Acquire) {
@@ -146,8 +166,7 @@ pub fn start(
     outbox: Arc<dyn Outbox>,
     tick: Duration,
 ) -> std::io::Result<()> {
-    let (to_disk, disk_queue) = channel();
-    let (to_apply, apply_queue) = channel();
+    let (raft, queues) = assemble(shared.clone(), replica, log, outbox);
     let spawn = |name: &str, shared: Arc<Shared>, body: Box<dyn FnOnce() -> Result<(), String> + Send>| {
         std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || match std::panic::catch_unwind(
             std::panic::AssertUnwindSafe(body),
@@ -157,33 +176,48 @@ pub fn start(
             Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
         })
     };
+    let Queues { disk, to_disk, applier, to_apply } = queues;
+    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&disk, &to_disk)))?;
+    spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&applier, &to_apply)))?;
+    spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
+    Ok(())
+}
+
+/// The other ends of what the raft thread hands on: for the two threads beside it, or for a simulator in their place.
+pub struct Queues {
+    pub disk: DiskWriter,
+    pub to_disk: Receiver<ToDisk>,
+    pub applier: Arc<Mutex<Applier>>,
+    pub to_apply: Receiver<ToApply>,
+}
+
+/// Puts a replica's parts together; nothing runs yet.
+pub fn assemble(shared: Arc<Shared>, replica: Replica, log: Log, outbox: Arc<dyn Outbox>) -> (RaftThread, Queues) {
+    let (to_disk, disk_queue) = channel();
+    let (to_apply, apply_queue) = channel();
     let log = Arc::new(Mutex::new(log));
-    let applier = Arc::new(Mutex::new(Applier::new(shared.clone(), to_apply.clone())));
-    let disk_busy = Arc::new(AtomicUsize::new(0));
-    let apply_busy = applier.lock().unwrap_or_else(|e| e.into_inner()).busy();
-    let (s, l, busy) = (shared.clone(), log.clone(), disk_busy.clone());
-    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&s, &l, &disk_queue, &busy)))?;
-    let a = applier.clone();
-    spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&a, &apply_queue)))?;
+    let applier = Applier::new(shared.clone(), to_apply.clone());
+    let apply_busy = applier.busy();
+    let applier = Arc::new(Mutex::new(applier));
+    let disk = DiskWriter { shared: shared.clone(), log: log.clone(), busy: Arc::default() };
     let raft = RaftThread {
-        shared: shared.clone(),
+        shared,
         replica,
         outbox,
         log,
-        applier,
+        applier: applier.clone(),
         to_disk,
         to_apply,
-        disk_busy,
+        disk_busy: disk.busy.clone(),
         apply_busy,
         installing: Vec::new(),
         lease: LeaseRounds::default(),
         crowded: false,
     };
-    spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
-    Ok(())
+    (raft, Queues { disk, to_disk: disk_queue, applier, to_apply: apply_queue })
 }
 
-struct RaftThread {
+pub struct RaftThread {
     shared: Arc<Shared>,
     replica: Replica,
     outbox: Arc<dyn Outbox>,
@@ -203,7 +237,7 @@ struct RaftThread {
 
 /// What one turn of the raft thread took in.
 #[derive(Default)]
-struct Round {
+pub struct Round {
     taken: usize,
     proposals: usize,
     yields: usize,
@@ -218,7 +252,7 @@ struct LeaseRounds {
     next: Option<Instant>,
 }
 
-enum ToDisk {
+pub enum ToDisk {
     Persist(Box<Persist>),
     DropUntil(u64),
 }
@@ -252,16 +286,27 @@ impl RaftThread {
             let now = Instant::now();
             if now >= next_tick {
                 // After a pause (SIGSTOP, a busy machine) ticks are not made up for: the silence was ours.
-                self.replica.take(Input::Tick);
                 next_tick = (next_tick + tick).max(now);
-                self.ask_for_lease(now);
+                self.tick(now);
             }
             self.flush()?;
         }
     }
 
+    /// A period of the driver is over.
+    pub fn tick(&mut self, now: Instant) {
+        self.replica.take(Input::Tick);
+        self.ask_for_lease(now);
+    }
+
+    /// What Raft stands at, to look at.
+    #[cfg(feature = "simulation")]
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
     /// Takes one thing in; true if it was the word to stop.
-    fn take_wake(&mut self, wake: Wake, round: &mut Round) -> bool {
+    pub fn take_wake(&mut self, wake: Wake, round: &mut Round) -> bool {
         round.taken += 1;
         match wake {
             Wake::Stop => {
@@ -298,7 +343,9 @@ impl RaftThread {
                 self.apply_later(ToApply::Install(file));
             }
         }
-        if let Input::TransferTo(_) = &input {
+        if let Input::TransferTo(_) = &input
+            && !bug!("lease_read_after_transfer")
+        {
             self.shared.lease_until.store(0, Ordering::Release);
         }
         let taken = matches!(input, Input::SnapshotTaken(_));
@@ -351,6 +398,9 @@ impl RaftThread {
         match self.replica.authority() {
             Authority::Sole => self.shared.lease_until.store(FOREVER, Ordering::Release),
             Authority::None => self.shared.lease_until.store(0, Ordering::Release),
+            Authority::Quorum(_) if bug!("lease_read_without_quorum") => {
+                self.shared.lease_until.store(FOREVER, Ordering::Release);
+            }
             Authority::Quorum(_) => {
                 // It was alone until now; the others have promised nothing yet.
                 let _ = self.shared.lease_until.compare_exchange(FOREVER, 0, Ordering::AcqRel, Ordering::Acquire);
@@ -358,7 +408,8 @@ impl RaftThread {
         }
     }
 
-    fn flush(&mut self) -> Result<(), String> {
+    /// Carries out what the inputs so far came to.
+    pub fn flush(&mut self) -> Result<(), String> {
         loop {
             let output = self.replica.drain();
             self.publish();
@@ -427,7 +478,12 @@ impl RaftThread {
             self.take(Input::Persisted(persist.number));
             return Ok(());
         }
+        let number = persist.number;
+        let early = bug!("acknowledge_before_write") && persist.snapshot.is_none();
         self.write_later(ToDisk::Persist(Box::new(persist)));
+        if early {
+            self.take(Input::Persisted(number));
+        }
         Ok(())
     }
 
@@ -443,12 +499,28 @@ fn write_failed(e: std::io::Error) -> String {
     )
 }
 
-fn disk_thread(shared: &Shared, log: &Mutex<Log>, queue: &Receiver<ToDisk>, busy: &AtomicUsize) -> Result<(), String> {
+/// Writes what the raft thread hands on.
+pub struct DiskWriter {
+    shared: Arc<Shared>,
+    log: Arc<Mutex<Log>>,
+    busy: Arc<AtomicUsize>,
+}
+
+fn disk_thread(writer: &DiskWriter, queue: &Receiver<ToDisk>) -> Result<(), String> {
     while let Ok(first) = queue.recv() {
+        writer.round(first, queue)?;
+    }
+    Ok(())
+}
+
+impl DiskWriter {
+    /// Writes all the work that is there, with one sync.
+    pub fn round(&self, first: ToDisk, queue: &Receiver<ToDisk>) -> Result<(), String> {
+        let shared = &self.shared;
         let (mut number, mut works) = (0, 0);
         let (mut entries, mut hard_state) = (Vec::new(), None);
         let mut next = Some(first);
-        let mut log = lock(log);
+        let mut log = lock(&self.log);
         while let Some(work) = next {
             works += 1;
             match work {
@@ -477,7 +549,7 @@ fn disk_thread(shared: &Shared, log: &Mutex<Log>, queue: &Receiver<ToDisk>, busy
         if number > 0 {
             shared.input(Input::Persisted(number));
         }
-        busy.fetch_sub(works, Ordering::AcqRel);
+        self.busy.fetch_sub(works, Ordering::AcqRel);
+        Ok(())
     }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Leases, as users of the store have them.
 
 use crate::command::Kind;
-use crate::driver::lock;
+use crate::driver::{Shared, lock};
 use crate::error::Error;
 use crate::store::{REQUEST_TIMEOUT, Store};
 use crate::transport;
@@ -93,16 +93,25 @@ impl Store {
     pub(crate) async fn lead_leases(&self, ids: &[LeaseId], renew: bool) -> Result<Vec<Option<LeaseTime>>, Error> {
         let shared = self.shared();
         let term = self.term();
-        let times = {
-            let mut lessor = lock(&shared.lessor);
-            if lessor.term() != Some(term) {
-                return Err(Error::NotLeader);
-            }
-            let now = shared.clock.now_ms();
-            ids.iter().map(|id| if renew { lessor.renew(*id, now) } else { lessor.left(*id, now) }).collect()
-        };
+        let times = shared.lease_times(term, ids, renew).ok_or(Error::NotLeader)?;
         self.barrier().await?;
-        let led = lock(&shared.lessor).term() == Some(term) && self.leadership().borrow().is_leader();
-        if led { Ok(times) } else { Err(Error::NotLeader) }
+        if shared.counts_for(term) { Ok(times) } else { Err(Error::NotLeader) }
+    }
+}
+
+impl Shared {
+    /// What leases have left, or have again; None if this member does not count for that term.
+    pub fn lease_times(&self, term: Term, ids: &[LeaseId], renew: bool) -> Option<Vec<Option<LeaseTime>>> {
+        let mut lessor = lock(&self.lessor);
+        if lessor.term() != Some(term) {
+            return None;
+        }
+        let now = self.clock.now_ms();
+        Some(ids.iter().map(|id| if renew { lessor.renew(*id, now) } else { lessor.left(*id, now) }).collect())
+    }
+
+    /// Whether this member leads in that term and counts the leases' time.
+    pub fn counts_for(&self, term: Term) -> bool {
+        lock(&self.lessor).term() == Some(term) && self.leadership.borrow().is_leader()
     }
 }

@@ -11,7 +11,11 @@
 //! between members), `membership` and `keeper` (what a leader does by itself), `disk`, `clock`. `offline` works on the data of a
 //! member that does not run. The store knows nothing of Kubernetes or HTTP.
 
+#[macro_use]
+mod bugs;
+
 mod apply;
+mod background;
 mod clock;
 mod command;
 mod config;
@@ -32,6 +36,10 @@ mod pending;
 mod raftlog;
 mod record;
 mod replica;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
+mod sizes;
 mod snapshot;
 mod store;
 mod transport;

@@ -91,11 +91,11 @@ impl Machine {
     /// Applies one command of the entry at `index` and `term`. None if it was applied before.
     pub fn apply(&mut self, index: u64, term: Term, command: &Command) -> Option<Outcome> {
         let (origin, sequence) = (command.origin, command.sequence);
-        if origin != 0 && !self.note(origin, sequence, index) {
+        if origin != 0 && !self.note(origin, sequence, index) && !bug!("commands_applied_twice") {
             return None;
         }
         let mut outcome = Outcome { origin, sequence, result: Err(Error::Stopped), events: Vec::new(), lease: None };
-        outcome.result = if command.fence != 0 && command.fence != term {
+        outcome.result = if command.fence != 0 && command.fence != term && !bug!("fence_ignored") {
             Err(Error::Fenced { fence: command.fence, term })
         } else {
             self.carry_out(&command.kind, &mut outcome)
@@ -182,13 +182,14 @@ impl Machine {
 
     /// The machine that a snapshot's header and pairs describe.
     pub fn restore(header: pb::SnapshotHeader, pairs: Vec<KeyValue>) -> Self {
-        let sessions = header.sessions.into_iter().map(|s| {
+        let kept = if bug!("snapshot_without_sessions") { Vec::new() } else { header.sessions };
+        let sessions = kept.into_iter().map(|s| {
             let session = Session { floor: s.floor, above: s.above.into_iter().collect(), last_index: s.last_index };
             (s.origin, session)
         });
         let leases = header.leases.into_iter().map(|l| Lease { id: l.id, ttl_s: l.ttl_s });
         Machine {
-            kv: Kv::restore(header.revision, header.compacted, leases, pairs.into_iter()),
+            kv: Kv::restore(header.revision - bug!("snapshot_restores_wrong_revision") as u64, header.compacted, leases, pairs.into_iter()),
             members: header.members.into_iter().map(|m| (m.id, member_from_pb(m))).collect(),
             alarms: header.alarms.iter().map(alarm_from_pb).collect(),
             sessions: sessions.collect(),

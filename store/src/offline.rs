@@ -190,6 +190,7 @@ fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
     ensure!(header.cluster_id == cluster_id, "the snapshot {file} is of another cluster");
     let mut machine = Machine::restore(header, pairs);
     let found = Log::look(disk)?;
+    found.check_joins(machine.index)?;
     let snapshot_index = machine.index;
     let entries: Vec<_> = found.entries.into_iter().filter(|e| e.index > snapshot_index).collect();
     if let Some(first) = entries.first() {

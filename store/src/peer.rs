@@ -73,17 +73,9 @@ impl Peer for PeerService {
             disk.append(snapshot::INCOMING, &chunk.data).map_err(failed)?;
         }
         let message = message.ok_or_else(|| Status::invalid_argument("a snapshot without its Raft message"))?;
-        let checked = tokio::task::spawn_blocking(move || {
-            disk.sync(snapshot::INCOMING).map_err(|e| e.to_string())?;
-            snapshot::read(&*disk, snapshot::INCOMING).map(|(header, _)| header).map_err(|e| e.to_string())
-        });
-        let header = checked.await.map_err(|e| Status::internal(e.to_string()))?.map_err(Status::data_loss)?;
-        if header.cluster_id != self.shared().cluster_id {
-            return Err(Status::failed_precondition("this snapshot is of another cluster"));
-        }
-        if header.index != message.get_snapshot().get_metadata().index {
-            return Err(Status::invalid_argument("the snapshot's file and its message name different indexes"));
-        }
+        let (cluster_id, index) = (self.shared().cluster_id, message.get_snapshot().get_metadata().index);
+        let checked = tokio::task::spawn_blocking(move || snapshot::received(&*disk, cluster_id, index));
+        checked.await.map_err(|e| Status::internal(e.to_string()))?.map_err(Status::data_loss)?;
         self.shared().input(Input::Message(message));
         Ok(Response::new(pb::Empty {}))
     }

@@ -98,7 +98,12 @@ impl Pending {
             let fence = waiting.proposal.command.fence;
             if fence != 0 && term > fence {
                 if let Some(waiting) = self.waiting.remove(&sequence) {
-                    let _ = waiting.answer.send(Err(Error::Fenced { fence, term }));
+                    // What was sent while its term lasted may be in the log, and be carried out there.
+                    let error = match waiting.ever_sent && !bug!("sent_work_called_fenced") {
+                        true => Error::Unknown(format!("term {fence} ended while it was under way")),
+                        false => Error::Fenced { fence, term },
+                    };
+                    let _ = waiting.answer.send(Err(error));
                 }
                 continue;
             }

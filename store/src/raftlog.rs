@@ -82,6 +82,12 @@ impl RaftLog {
         }
     }
 
+    /// The index before the first entry here, and the terms of the entries.
+    #[cfg(feature = "simulation")]
+    pub fn terms(&self) -> (u64, Vec<u64>) {
+        (self.base.0, self.entries.iter().map(|e| e.term).collect())
+    }
+
     pub fn snapshot_index(&self) -> u64 {
         self.snapshot.index
     }

@@ -70,7 +70,7 @@ fn whole(rest: &[u8]) -> Option<&[u8]> {
     let sum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
     // A run of zeros must not read as empty records.
     let payload = rest.get(..len).filter(|_| len > 0 && len <= PAYLOAD_MAX)?;
-    (crc32fast::hash(payload) == sum).then_some(payload)
+    (crc32fast::hash(payload) == sum || bug!("checksum_not_checked")).then_some(payload)
 }
 
 #[cfg(test)]

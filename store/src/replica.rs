@@ -5,6 +5,7 @@
 
 use crate::command::{self, Command, Proposal};
 use crate::raftlog::RaftLog;
+use crate::sizes::Sizes;
 use crate::types::{MemberId, Term};
 use prost::Message as _;
 use raft::eraftpb::{
@@ -16,12 +17,8 @@ use raft_proto::ConfChangeI as _;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Entries that stay in memory behind a snapshot, for followers that are a little behind.
-const CATCH_UP_ENTRIES: u64 = 2000;
 /// Commands of one entry together hold at most this many bytes (a bigger command has an entry to itself).
 const ENTRY_BYTES: usize = 512 << 10;
-/// Applied entries that stay in memory before a snapshot takes their place.
-const LOG_BYTES: usize = 16 << 20;
 
 /// How often things happen, in ticks. One tick is the driver's period.
 #[derive(Clone, Copy, Debug)]
@@ -138,10 +135,13 @@ pub struct Replica {
     handed_over: Term,
     persisted_next: u64,
     last_seen: (Term, MemberId, bool),
+    sizes: Sizes,
+    #[cfg(feature = "simulation")]
+    lots: crate::simulation::Lots,
 }
 
 impl Replica {
-    pub fn new(id: MemberId, log: RaftLog, timing: Timing) -> Result<Self, raft::Error> {
+    pub fn new(id: MemberId, log: RaftLog, timing: Timing, sizes: Sizes) -> Result<Self, raft::Error> {
         let config = raft::Config {
             id,
             election_tick: timing.election_ticks,
@@ -150,6 +150,10 @@ impl Replica {
             max_size_per_msg: 1 << 20,
             max_inflight_msgs: 256,
             check_quorum: true,
+            read_only_option: match bug!("read_index_without_quorum") {
+                true => raft::ReadOnlyOption::LeaseBased,
+                false => raft::ReadOnlyOption::Safe,
+            },
             pre_vote: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 8 << 20,
@@ -158,22 +162,29 @@ impl Replica {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let has_past = log.has_past();
         let mut node = RawNode::new(&config, log, &logger)?;
-        node.set_batch_append(true);
+        // Raft's own batching stays off: it adds entries to an empty message whatever that message's place in the log, and the follower then
+        // acknowledges what it never got (raft 0.7.0, `is_continuous_ents`; found by the simulation, seed 12 at the time).
+        node.set_batch_append(bug!("append_batched_by_raft"));
         let mut replica = Replica {
             node,
             waiting: VecDeque::new(),
             refused: Vec::new(),
             queued: Vec::new(),
             proposed: VecDeque::new(),
-            mute_ticks: if has_past { timing.election_ticks } else { 0 },
+            mute_ticks: if has_past && !bug!("restart_forgets_promise") { timing.election_ticks } else { 0 },
             handed_over: 0,
             persisted_next: 0,
             last_seen: (0, 0, false),
+            sizes,
+            #[cfg(feature = "simulation")]
+            lots: crate::simulation::Lots::of(id),
         };
         // Alone, there is nobody to wait for.
         if replica.voters() == [id] {
             let _ = replica.node.campaign();
         }
+        #[cfg(feature = "simulation")]
+        replica.lots.draw(&mut replica.node.raft);
         Ok(replica)
     }
 
@@ -194,7 +205,8 @@ impl Replica {
     /// On what this member's own reads may rest.
     pub fn authority(&self) -> Authority {
         let raft = &self.node.raft;
-        if raft.state != StateRole::Leader || !raft.commit_to_current_term() || raft.term == self.handed_over {
+        if raft.state != StateRole::Leader || !raft.commit_to_current_term() || (raft.term == self.handed_over && !bug!("lease_read_after_transfer"))
+        {
             return Authority::None;
         }
         let conf = raft.prs().conf();
@@ -218,6 +230,12 @@ impl Replica {
         self.node.raft.prs().iter().map(|(id, p)| (*id, p.matched, voters.contains(id))).collect()
     }
 
+    /// Raft's log as it stands in memory (see [`RaftLog::terms`]).
+    #[cfg(feature = "simulation")]
+    pub fn log(&self) -> &RaftLog {
+        self.node.store()
+    }
+
     /// Index before which the disk log may be dropped.
     pub fn base_index(&self) -> u64 {
         self.node.store().base_index()
@@ -230,9 +248,17 @@ impl Replica {
 
     /// Takes one input. Call [`Replica::drain`] after some of them.
     pub fn take(&mut self, input: Input) {
+        self.take_one(input);
+        #[cfg(feature = "simulation")]
+        self.lots.draw(&mut self.node.raft);
+    }
+
+    fn take_one(&mut self, input: Input) {
         match input {
             Input::Tick => {
                 self.mute_ticks = self.mute_ticks.saturating_sub(1);
+                #[cfg(feature = "simulation")]
+                self.lots.tick();
                 self.node.tick();
             }
             Input::Message(message) => self.message(*message),
@@ -249,7 +275,7 @@ impl Replica {
             Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
             Input::Applied(index) => {
                 self.node.advance_apply_to(index);
-                self.node.mut_store().trim(index, LOG_BYTES);
+                self.node.mut_store().trim(index, self.sizes.log_bytes);
             }
             Input::Unreachable(id) => self.node.report_unreachable(id),
             Input::Closed(id) => {
@@ -263,9 +289,11 @@ impl Replica {
                 self.node.report_snapshot(id, status);
             }
             Input::SnapshotTaken(metadata) => {
-                let keep_from = metadata.index.saturating_sub(CATCH_UP_ENTRIES);
+                let keep_from = metadata.index.saturating_sub(self.sizes.catch_up_entries);
                 self.node.mut_store().snapshot_taken(metadata, keep_from);
             }
+            // A member that has no vote (yet) cannot win; Raft would take the empty membership of a new one for a majority.
+            Input::Campaign if !self.node.raft.promotable() && !bug!("everybody_stands_for_election") => {}
             Input::Campaign => {
                 let _ = self.node.campaign();
             }
@@ -277,10 +305,13 @@ impl Replica {
         }
     }
 
-    fn message(&mut self, message: Message) {
+    fn message(&mut self, mut message: Message) {
         use MessageType::{MsgRequestPreVote, MsgRequestVote};
         if self.mute_ticks > 0 && matches!(message.get_msg_type(), MsgRequestVote | MsgRequestPreVote) {
             return;
+        }
+        if bug!("follower_commits_what_it_has") && message.get_msg_type() == MessageType::MsgAppend {
+            message.commit = message.index + message.entries.len() as u64;
         }
         // An error here means a message that does not concern this member (a stale term, an unknown sender).
         let _ = self.node.step(message);
@@ -323,7 +354,7 @@ impl Replica {
     /// The commands of an entry that this member proposed itself.
     fn take_proposed(&mut self, entry: &Entry) -> Option<Vec<Arc<Proposal>>> {
         while let Some((index, term, commands)) = self.proposed.pop_front() {
-            if (index, term) == (entry.index, entry.term) {
+            if (index, term) == (entry.index, entry.term) || (index == entry.index && bug!("own_proposal_of_another_term")) {
                 return Some(commands);
             }
             // A leader that lost its office may find its entries replaced; what is committed later stays.
@@ -338,6 +369,8 @@ impl Replica {
     /// What the inputs since the last call came to. Repeat until it is empty.
     pub fn drain(&mut self) -> Output {
         self.propose_queued();
+        #[cfg(feature = "simulation")]
+        self.lots.draw(&mut self.node.raft);
         let mut output = Output { refused: std::mem::take(&mut self.refused), ..Default::default() };
         while self.waiting.front().is_some_and(|(number, _)| *number < self.persisted_next) {
             if let Some((_, messages)) = self.waiting.pop_front() {
@@ -386,6 +419,15 @@ impl Replica {
         let nothing_to_write = persist.entries.is_empty() && persist.snapshot.is_none() && !ready.must_sync();
         let number = ready.number();
         self.node.advance_append_async(ready);
+        if let Some(snapshot) = &persist.snapshot
+            && !bug!("snapshot_not_applied_for_raft")
+        {
+            // What it covers counts as applied for Raft from here on: when Raft stands for election it looks at what is not applied, and
+            // those entries are gone. Answers wait for the disk all the same, and the machine takes the snapshot in before what follows.
+            let index = snapshot.get_metadata().index;
+            self.node.raft.on_persist_snap(index);
+            self.node.advance_apply_to(index);
+        }
         if nothing_to_write && self.waiting.is_empty() && number == self.persisted_next.max(1) {
             // Only the commit index moved (or nothing did): it need not be on disk before anything is said.
             self.node.on_persist_ready(number);
@@ -427,9 +469,18 @@ impl Replica {
             EntryType::EntryConfChange => ConfChange::decode(entry.data.clone()).map_err(undecodable)?.into_v2(),
             EntryType::EntryConfChangeV2 => ConfChangeV2::decode(entry.data.clone()).map_err(undecodable)?,
         };
+        if bug!("membership_not_applied_by_followers") && !self.is_leader() {
+            committed.conf_state = Some(self.node.raft.prs().conf().to_conf_state());
+            return Ok(committed);
+        }
         // A refused change (one that makes no sense for this membership) leaves the membership as it was, on every member alike.
         committed.conf_state =
             Some(self.node.apply_conf_change(&change).unwrap_or_else(|_| self.node.raft.prs().conf().to_conf_state()));
+        // A leader may find its own removal in what earlier leaders left. Raft cannot count the votes of a leader that is no member.
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() && !bug!("removed_leader_goes_on") {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         Ok(committed)
     }
 }
@@ -454,7 +505,7 @@ mod tests {
         let conf_state = Some(ConfState { voters: vec![1], ..Default::default() });
         let metadata = SnapshotMetadata { conf_state, index: 1, term: 1 };
         let log = RaftLog::new(metadata, HardState::default(), Vec::new());
-        let mut replica = Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }).unwrap();
+        let mut replica = Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }, Sizes::default()).unwrap();
         let mut applied = 0;
         while replica.has_output() {
             let output = replica.drain();

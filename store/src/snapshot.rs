@@ -138,6 +138,19 @@ pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyV
     parse(&data).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
 }
 
+/// Checks what was received into [`INCOMING`]: whole, of this cluster, and at the index that its message names.
+pub fn received(disk: &dyn Disk, cluster_id: u64, index: u64) -> Result<(), String> {
+    disk.sync(INCOMING).map_err(|e| format!("storing the snapshot: {e}"))?;
+    let (header, _) = read(disk, INCOMING).map_err(|e| e.to_string())?;
+    if header.cluster_id != cluster_id {
+        return Err("this snapshot is of another cluster".into());
+    }
+    if header.index != index {
+        return Err("the snapshot's file and its message name different indexes".into());
+    }
+    Ok(())
+}
+
 /// The header and the pairs in a snapshot's bytes; anything behind the last record is not looked at.
 pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
     let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header".into()) };

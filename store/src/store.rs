@@ -19,6 +19,7 @@ use crate::membership;
 use crate::peer::PeerService;
 use crate::raftlog::RaftLog;
 use crate::replica::{Input, Replica, Timing};
+use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::transport::{self, Transport};
 use crate::types::*;
@@ -103,10 +104,11 @@ impl Store {
             }
             None => (Machine::new(), Default::default()),
         };
+        found.check_joins(machine.index).context("opening the store's log")?;
         snapshot::tidy(&*disk)?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;
-        let replica = Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING)
+        let replica = Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING, Sizes::default())
             .with_context(|| format!("starting member {id:x}"))?;
         let (inbox, wakes) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
@@ -130,7 +132,9 @@ impl Store {
             pending: Mutex::default(),
             pending_changed: Notify::new(),
             reads: Mutex::default(),
+            read_numbers: AtomicU64::new(Shared::first_read(rand::rng().random())),
             origin: rand::rng().random(),
+            sizes: Sizes::default(),
             counters: Counters::default(),
         });
         let transport = Transport::new(config.tls.clone(), seeds);
@@ -399,7 +403,7 @@ impl Store {
     }
 
     pub(crate) async fn wait_index(&self, index: u64) -> Result<(), Error> {
-        if self.shared().applied_index.load(Ordering::Acquire) >= index {
+        if self.shared().has_applied(index) {
             return Ok(());
         }
         self.wait_applied(|(applied, _)| *applied >= index).await
@@ -549,7 +553,6 @@ async fn is_refused(addr: &str) -> bool {
 /// Answers reads by ReadIndex, all that wait by one round. Raft drops the question silently while a new leader has not committed
 /// in its term, so each attempt has a number of its own and is repeated.
 async fn answer_reads(shared: Arc<Shared>, mut queue: mpsc::Receiver<oneshot::Sender<Result<u64, Error>>>) {
-    let mut number = 0;
     while let Some(first) = queue.recv().await {
         let mut waiting = vec![first];
         while let Ok(more) = queue.try_recv() {
@@ -561,7 +564,7 @@ async fn answer_reads(shared: Arc<Shared>, mut queue: mpsc::Receiver<oneshot::Se
             if shared.failure.borrow().is_some() {
                 break Err(Error::Stopped);
             }
-            number += 1;
+            let number = shared.next_read();
             let (answer, index) = oneshot::channel();
             lock(&shared.reads).insert(number, answer);
             leadership.borrow_and_update();

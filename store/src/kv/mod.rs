@@ -163,7 +163,7 @@ impl Kv {
             self.size += kv.key.len();
             self.live -= kv.key.len() + kv.value.len();
             self.leases.detach(kv.lease, &kv.key);
-            if let Some(history) = self.keys.get_mut(&kv.key) {
+            if let Some(history) = self.keys.get_mut(&kv.key).filter(|_| !bug!("delete_without_tombstone")) {
                 history.push(tombstone.clone());
             }
             events.push(Arc::new(Event { kind: EventKind::Delete, kv: tombstone, prev: Some(kv.clone()) }));

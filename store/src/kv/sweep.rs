@@ -51,7 +51,7 @@ impl Kv {
         // The newest version at or before the compaction stays, unless it is a deletion.
         let keep_from = match history.iter().rposition(|kv| kv.mod_revision <= self.compacted) {
             Some(i) if is_tombstone(&history[i]) => i + 1,
-            Some(i) => i,
+            Some(i) => i + bug!("compaction_drops_live_version") as usize,
             None => 0,
         };
         self.size -= history.drain(..keep_from).map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();

@@ -11,13 +11,28 @@ impl Kv {
     /// Carries out a transaction. On an error nothing has changed. The second value holds the events, if there were any; they all
     /// have the new revision.
     pub fn txn(&mut self, txn: &Txn) -> Result<(TxnResponse, Vec<Arc<Event>>), Error> {
-        self.check(txn, &mut Changed::default())?;
+        if let Err(e) = self.check(txn, &mut Changed::default()) {
+            if bug!("failed_txn_partly_applied") {
+                self.begin_anyway(txn);
+            }
+            return Err(e);
+        }
         let next = self.revision + 1;
         let mut events = Vec::new();
         let mut response = self.run(txn, next, &mut events);
         self.note(&events);
         response.revision = self.revision;
         Ok((response, events))
+    }
+
+    /// What a transaction must not do that is refused: its first operation.
+    #[cold]
+    fn begin_anyway(&mut self, txn: &Txn) {
+        if let Some(Op::Put(put)) = self.branch(txn).first().cloned() {
+            let (next, mut events) = (self.revision + 1, Vec::new());
+            self.put(&put, next, &mut events);
+            self.note(&events);
+        }
     }
 
     /// Answers a transaction that only reads, without the log.

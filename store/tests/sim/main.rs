@@ -1,0 +1,103 @@
+//! Whole groups under one seed: the store's own code, with a network, disks, clocks and processes that fail. See `docs/simulation.md`.
+//!
+//! `SKIFF_SIM_SEED` replays a seed, `SKIFF_SIM_SECONDS` says how long new seeds are tried (default 60), `SKIFF_SIM_BUG` plants a bug.
+
+mod checks;
+mod clients;
+mod disk;
+mod model;
+mod nemesis;
+mod node;
+mod planted;
+mod rng;
+mod world;
+
+use checks::{NO_PANIC, Violation};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Runs one seed with or without a planted bug.
+fn try_seed(seed: u64, bug: Option<&'static str>) -> Result<u64, Violation> {
+    skiff_store::simulation::plant(bug);
+    let run = std::panic::catch_unwind(|| world::run(seed));
+    run.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+        Err(Violation { invariant: NO_PANIC, detail: said.unwrap_or_default() })
+    })
+}
+
+/// Tries seeds from `first` on until one fails, all threads together: (seeds tried, events, the failure).
+fn hunt(first: u64, seeds: u64, time: Duration, bug: Option<&'static str>) -> (u64, u64, Option<(u64, Violation)>) {
+    let (next, events, tried, stop) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let began = Instant::now();
+    let search = || {
+        // `Watcher::next` makes a timer, which must know a runtime; none ever fires.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime for timers");
+        let _guard = runtime.enter();
+        let mut failure: Option<(u64, Violation)> = None;
+        while failure.is_none() && began.elapsed() < time && !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + seeds {
+                break;
+            }
+            tried.fetch_add(1, Ordering::Relaxed);
+            match try_seed(seed, bug) {
+                Ok(count) => {
+                    events.fetch_add(count, Ordering::Relaxed);
+                }
+                Err(violation) => {
+                    stop.store(true, Ordering::Relaxed);
+                    failure = Some((seed, violation));
+                }
+            }
+        }
+        failure
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let failures: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(search)).collect();
+        all.into_iter().filter_map(|t| t.join().ok().flatten()).collect()
+    });
+    let first = failures.into_iter().min_by_key(|(seed, _)| *seed);
+    (tried.into_inner(), events.into_inner(), first)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn main() {
+    // Planted bugs break assertions by the hundred; what matters is printed below.
+    std::panic::set_hook(Box::new(|info| {
+        if std::env::var_os("SKIFF_SIM_SEED").is_some() {
+            eprintln!("{info}\n{}", std::backtrace::Backtrace::capture());
+        }
+    }));
+    let wanted = std::env::var("SKIFF_SIM_BUG").ok();
+    let bug = planted::BUGS.iter().find(|b| Some(**b) == wanted.as_deref()).copied();
+    let command = "cargo test -p skiff-store --features simulation --test sim";
+    let failed = |seed: u64, violation: &Violation| {
+        let bug = bug.map(|b| format!("SKIFF_SIM_BUG={b} ")).unwrap_or_default();
+        eprintln!("seed {seed} violates \"{}\":\n  {}\nreplay: {bug}SKIFF_SIM_SEED={seed} {command}", violation.invariant, violation.detail);
+        std::process::exit(1);
+    };
+    if let Some(seed) = number("SKIFF_SIM_SEED") {
+        match hunt(seed, 1, Duration::MAX, bug) {
+            (_, events, None) => println!("seed {seed}: every invariant held ({events} events)"),
+            (.., Some((seed, violation))) => failed(seed, &violation),
+        }
+        return;
+    }
+    let seconds = number("SKIFF_SIM_SECONDS").unwrap_or(45);
+    let began = Instant::now();
+    let first = number("SKIFF_SIM_FIRST").unwrap_or(1);
+    let (tried, events, failure) = hunt(first, u64::MAX - first, Duration::from_secs(seconds), bug);
+    println!("{tried} seeds, {events} events in {:.1} s", began.elapsed().as_secs_f64());
+    if let Some((seed, violation)) = failure {
+        failed(seed, &violation);
+    }
+    if bug.is_none() && !planted::find_all(&hunt) {
+        std::process::exit(1);
+    }
+}

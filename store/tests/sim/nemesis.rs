@@ -1,0 +1,130 @@
+//! What goes wrong, and changes of membership while it does.
+
+use crate::checks::Violation;
+use crate::world::{Event, World};
+use raft::eraftpb::ConfChangeType;
+use skiff_store::simulation::*;
+
+impl World {
+    pub fn nemesis(&mut self) -> Result<(), Violation> {
+        if !self.chaos {
+            return Ok(());
+        }
+        let next = self.rng.between(10_000, 350_000);
+        self.after(next, Event::Nemesis);
+        let count = self.nodes.iter().filter(|n| n.exists).count();
+        let leading = self.nodes.iter().position(|n| n.run.as_ref().is_some_and(|r| r.shared.leadership.borrow().is_leader()));
+        let victim = match leading {
+            Some(leader) if self.rng.chance(450) => leader,
+            _ => self.rng.below(count as u64) as usize,
+        };
+        let now = self.now();
+        let action = self.rng.below(100);
+        self.trace(|| format!("nemesis {action} on member {victim}"));
+        match action {
+            0..12 => self.crash(victim),
+            12..24 => {
+                let operations = self.rng.below(12);
+                self.nodes[victim].disk.die_after(operations);
+            }
+            24..32 => {
+                let us = if self.rng.chance(300) { 3_000_000 } else { 900_000 };
+                self.nodes[victim].paused_until = now + self.rng.between(10_000, us);
+            }
+            32..42 => {
+                for other in 0..count {
+                    self.cuts.insert((victim, other));
+                    self.cuts.insert((other, victim));
+                }
+            }
+            42..50 => {
+                for other in 0..count {
+                    if self.rng.chance(600) {
+                        self.cuts.insert(if self.rng.chance(500) { (victim, other) } else { (other, victim) });
+                    }
+                }
+            }
+            50..66 => self.cuts.clear(),
+            66..70 => self.loss_per_mille = self.rng.pick(&[0, 10, 50, 200]).unwrap_or(0),
+            70..73 => self.slow_disks = !self.slow_disks,
+            73..75 => self.nodes[victim].disk.fail_syncs(true),
+            75..78 => self.nodes[victim].disk.fill(true),
+            78..80 => {
+                for node in 0..count {
+                    self.crash(node);
+                }
+            }
+            80..83 => self.flip(victim),
+            83..88 => {
+                if let Some(run) = &self.nodes[victim].run {
+                    let to = self.nodes[self.rng.below(count as u64) as usize].id;
+                    let leads = run.shared.leadership.borrow().is_leader();
+                    if leads && to != run.shared.id && run.shared.look().conf_state.voters.contains(&to) {
+                        run.shared.input(Input::TransferTo(to));
+                        self.raft_later(victim);
+                    }
+                }
+            }
+            _ => {
+                if let Some(leader) = leading {
+                    self.change_members(leader);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At most one member of a run is damaged: what a majority has lost, nobody can give back.
+    fn flip(&mut self, victim: usize) {
+        let leader = self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
+        let Some(leader) = leader else { return };
+        let (members, voters) = (leader.raft.replica().progress(), leader.shared.look().conf_state.voters.len());
+        let newest = members.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
+        let even = members.iter().all(|(_, matched, votes)| *votes && *matched + 20 > newest);
+        if voters < 3 || !even || members.len() != voters || self.nodes.iter().any(|n| n.flipped.is_some() || n.gone) {
+            return;
+        }
+        self.crash(victim);
+        let disk = self.nodes[victim].disk.clone();
+        self.nodes[victim].flipped = disk.flip(&mut self.rng);
+        self.trace(|| format!("flipped {:?}", self.nodes[victim].flipped));
+    }
+
+    fn change_members(&mut self, leader: usize) {
+        let Some(run) = &self.nodes[leader].run else { return };
+        let shared = run.shared.clone();
+        let conf = shared.look().conf_state.clone();
+        if conf.voters.is_empty() || self.nodes.iter().any(|n| n.flipped.is_some()) {
+            return;
+        }
+        let newest = run.raft.replica().progress();
+        let last = newest.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
+        let ready = |id: u64| newest.iter().any(|(other, matched, _)| *other == id && matched + 64 >= last);
+        let change = if let Some(learner) = conf.learners.iter().find(|id| ready(**id)) {
+            single_change(*learner, ConfChangeType::AddNode)
+        } else if conf.voters.len() > 3 && self.rng.chance(300) {
+            let Some(id) = self.rng.pick(&sorted(&conf.voters)) else { return };
+            if id == shared.id {
+                return;
+            }
+            single_change(id, ConfChangeType::RemoveNode)
+        } else {
+            let Some(new) = self.nodes.iter().position(|n| !n.exists) else { return };
+            let id = self.nodes[new].id;
+            let member =
+                Member { id, name: new.to_string(), peer_addr: new.to_string(), client_addr: String::new(), learner: true };
+            self.submit(leader, 0, Kind::Member(member), None, None, true);
+            self.nodes[new].exists = true;
+            self.after(50_000, Event::Restart(new));
+            single_change(id, ConfChangeType::AddLearnerNode)
+        };
+        shared.input(Input::Change(change));
+        self.raft_later(leader);
+    }
+}
+
+fn sorted(ids: &[u64]) -> Vec<u64> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids
+}
