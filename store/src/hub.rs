@@ -100,7 +100,8 @@ impl Hub {
         *self.lock() = Sinks::default();
     }
 
-    pub fn len(&self) -> usize {
+    /// Running watches.
+    pub fn watches(&self) -> usize {
         let sinks = self.lock();
         sinks.ranges.len() + sinks.by_key.values().map(Vec::len).sum::<usize>()
     }

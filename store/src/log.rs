@@ -7,8 +7,8 @@
 //! for this file's data only. That a batch is one record is what makes a crash readable: pages of one batch may reach the
 //! medium in any order, so a record that is not whole is a batch that was never acknowledged, and nothing can follow it.
 
-use crate::disk::Disk;
 use crate::background;
+use crate::disk::Disk;
 use crate::record::{self, Next};
 use crate::sizes::Sizes;
 use prost::Message as _;
@@ -84,6 +84,7 @@ impl Log {
     }
 
     /// As [`Log::open`], with segments of other sizes.
+    #[cfg(feature = "simulation")]
     pub fn open_sized(disk: Arc<dyn Disk>, sizes: Sizes) -> Result<(Log, Recovered), LogError> {
         Log::open(disk).map(|(log, found)| (Log { sizes, ..log }, found))
     }
@@ -142,6 +143,9 @@ impl Log {
 
     /// Appends and syncs: when this returns, all of it is on the medium. An error is final.
     pub fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> io::Result<()> {
+        // The bug: term and vote stand where they changed only, so that they go with the segment.
+        let known = (self.hard_state.term, self.hard_state.vote);
+        let hard_state = hard_state.filter(|hs| !bug!("hard_state_not_in_new_segment") || (hs.term, hs.vote) != known);
         if let Some(hs) = hard_state {
             self.hard_state = hs.clone();
             if bug!("vote_not_persisted") {
@@ -160,6 +164,9 @@ impl Log {
             }
             entries.iter().for_each(|entry| push(buffer, KIND_ENTRY, entry));
         });
+        if bug!("hard_state_not_in_new_segment") && entries.is_empty() && hard_state.is_none() {
+            return Ok(());
+        }
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
         self.disk.write_at(&segment.name, segment.bytes as u64, &self.buffer)?;
         if !bug!("append_without_sync") {
@@ -236,7 +243,8 @@ impl Log {
 
     /// Removes the segments whose entries are all at or before `index`.
     pub fn drop_until(&mut self, index: u64) -> io::Result<()> {
-        while self.segments.len() > 1 && self.segments[0].last_index <= index + if bug!("log_dropped_too_far") { 40 } else { 0 }
+        while self.segments.len() > 1
+            && self.segments[0].last_index <= index + if bug!("log_dropped_too_far") { 40 } else { 0 }
         {
             self.disk.remove(&self.segments[0].name)?;
             self.segments.remove(0);
@@ -249,8 +257,7 @@ impl Log {
         // A fresh segment first, so that a crash in between never leaves a folder without the hard state.
         let old: Vec<_> = self.segments.iter().map(|s| s.name.clone()).collect();
         self.begin_segment()?;
-        let hard_state =
-            if bug!("hard_state_lost_on_reset") { HardState::default() } else { self.hard_state.clone() };
+        let hard_state = if bug!("hard_state_lost_on_reset") { HardState::default() } else { self.hard_state.clone() };
         self.append_to_new(&hard_state)?;
         for name in &old {
             self.disk.remove(name)?;

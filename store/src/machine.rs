@@ -189,7 +189,12 @@ impl Machine {
         });
         let leases = header.leases.into_iter().map(|l| Lease { id: l.id, ttl_s: l.ttl_s });
         Machine {
-            kv: Kv::restore(header.revision - bug!("snapshot_restores_wrong_revision") as u64, header.compacted, leases, pairs.into_iter()),
+            kv: Kv::restore(
+                header.revision - bug!("snapshot_restores_wrong_revision") as u64,
+                header.compacted,
+                leases,
+                pairs.into_iter(),
+            ),
             members: header.members.into_iter().map(|m| (m.id, member_from_pb(m))).collect(),
             alarms: header.alarms.iter().map(alarm_from_pb).collect(),
             sessions: sessions.collect(),

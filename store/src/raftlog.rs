@@ -2,7 +2,7 @@
 //!
 //! What is here is what Raft may read; whether it is on disk yet is the writer's business (see `replica`).
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -20,6 +20,16 @@ pub struct RaftLog {
     snapshot_wanted: Cell<bool>,
 }
 
+/// Up to where the changes of membership in a log say that it is agreed on, or 0.
+///
+/// A leader proposes a change when it has applied the one before, so whoever holds a change knows that the earlier ones are agreed on. The
+/// commit index need not have reached the disk; a member that forgot it would stand for election in a membership that is two changes old,
+/// and a majority of that one need not meet a majority of today's (found by the simulation: two leaders in a term).
+fn agreed_by_changes(entries: &VecDeque<Entry>) -> u64 {
+    let changes = entries.iter().rev().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
+    changes.map(|e| e.index).nth(1).unwrap_or(0)
+}
+
 impl RaftLog {
     /// What a restarted member had: a snapshot's place and the entries behind it.
     pub fn new(snapshot: SnapshotMetadata, mut hard_state: HardState, entries: Vec<Entry>) -> Self {
@@ -27,6 +37,9 @@ impl RaftLog {
         hard_state.commit = hard_state.commit.max(snapshot.index);
         let base = (snapshot.index, snapshot.term);
         let entries: VecDeque<_> = entries.into_iter().filter(|e| e.index > base.0).collect();
+        if !bug!("restart_forgets_agreed_changes") {
+            hard_state.commit = hard_state.commit.max(agreed_by_changes(&entries));
+        }
         let bytes = entries.iter().map(size).sum();
         RaftLog { hard_state, snapshot, base, entries, bytes, snapshot_wanted: Cell::new(false) }
     }

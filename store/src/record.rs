@@ -51,16 +51,11 @@ pub fn next(data: &[u8], offset: usize) -> Next<'_> {
 }
 
 /// Whether the bad record at `offset` can be a torn tail: then nothing readable follows it. Whole records behind it mean that
-/// something in the middle was damaged.
+/// something in the middle was damaged. Its length is not believed: that may be the damaged part.
 pub fn is_torn_tail(data: &[u8], offset: usize) -> bool {
-    let Some(header) = data.get(offset..offset + HEADER) else { return true };
-    let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-    if len == 0 || len > PAYLOAD_MAX || offset + HEADER + len >= data.len() {
-        // The length itself may be the damaged part: look for any whole record in what is left.
-        return !(offset + 1..data.len().saturating_sub(HEADER).min(offset + (1 << 20)))
-            .any(|at| whole(&data[at..]).is_some());
-    }
-    whole(&data[offset + HEADER + len..]).is_none()
+    // Whoever is mistaken for damage (a torn batch with a record among its values) stops; whoever is mistaken for torn loses what follows.
+    let last = data.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+    !(offset + 1..last).any(|at| whole(&data[at..]).is_some())
 }
 
 /// The payload of the record that `rest` begins with, if it is whole.
@@ -111,6 +106,20 @@ mod tests {
             data[at] ^= 0x10;
             assert_eq!(count(&data).0, 1, "flip at {at}");
             assert!(!is_torn_tail(&data, first_ends), "flip at {at}");
+        }
+    }
+
+    /// As log segments are: zeros follow, so that a damaged length still points into the file.
+    #[test]
+    fn a_flipped_bit_anywhere_before_the_last_record_of_a_segment_is_damage() {
+        let mut clean = file(&[b"one", b"twotwo", b"three"]);
+        let (first_ends, last) = (HEADER + 3, 2 * HEADER + 9);
+        clean.resize(5000, 0);
+        for bit in first_ends * 8..last * 8 {
+            let mut data = clean.clone();
+            data[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(next(&data, first_ends), Next::Bad, "bit {bit}");
+            assert!(!is_torn_tail(&data, first_ends), "bit {bit}");
         }
     }
 

@@ -205,7 +205,9 @@ impl Replica {
     /// On what this member's own reads may rest.
     pub fn authority(&self) -> Authority {
         let raft = &self.node.raft;
-        if raft.state != StateRole::Leader || !raft.commit_to_current_term() || (raft.term == self.handed_over && !bug!("lease_read_after_transfer"))
+        if raft.state != StateRole::Leader
+            || !raft.commit_to_current_term()
+            || (raft.term == self.handed_over && !bug!("lease_read_after_transfer"))
         {
             return Authority::None;
         }
@@ -354,7 +356,9 @@ impl Replica {
     /// The commands of an entry that this member proposed itself.
     fn take_proposed(&mut self, entry: &Entry) -> Option<Vec<Arc<Proposal>>> {
         while let Some((index, term, commands)) = self.proposed.pop_front() {
-            if (index, term) == (entry.index, entry.term) || (index == entry.index && bug!("own_proposal_of_another_term")) {
+            if (index, term) == (entry.index, entry.term)
+                || (index == entry.index && bug!("own_proposal_of_another_term"))
+            {
                 return Some(commands);
             }
             // A leader that lost its office may find its entries replaced; what is committed later stays.
@@ -505,7 +509,8 @@ mod tests {
         let conf_state = Some(ConfState { voters: vec![1], ..Default::default() });
         let metadata = SnapshotMetadata { conf_state, index: 1, term: 1 };
         let log = RaftLog::new(metadata, HardState::default(), Vec::new());
-        let mut replica = Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }, Sizes::default()).unwrap();
+        let mut replica =
+            Replica::new(1, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }, Sizes::default()).unwrap();
         let mut applied = 0;
         while replica.has_output() {
             let output = replica.drain();

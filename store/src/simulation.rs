@@ -8,7 +8,9 @@ pub use crate::clock::Clock;
 pub use crate::command::{Command, Kind, Proposal, decode_batch};
 pub use crate::config::{Group, read_identity, write_identity};
 pub use crate::disk::Disk;
-pub use crate::driver::{Counters, DiskWriter, Outbox, Queues, RaftThread, Round, Shared, ToDisk, Wake, assemble, lock};
+pub use crate::driver::{
+    Counters, DiskWriter, Outbox, Queues, RaftThread, Round, Shared, ToDisk, Wake, assemble, lock,
+};
 pub use crate::hub::Hub;
 pub use crate::kv::Kv;
 pub use crate::kv::sweep::Hasher;
@@ -17,7 +19,7 @@ pub use crate::log::Log;
 pub use crate::machine::Machine;
 pub use crate::pending::Pending;
 pub use crate::raftlog::RaftLog;
-pub use crate::replica::{Authority, Committed, Commands, Input, Persist, Replica, Timing, is_snapshot, single_change};
+pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, is_snapshot, single_change};
 pub use crate::sizes::Sizes;
 pub mod snapshots {
     //! Snapshot files, as members write and read them.

@@ -108,8 +108,9 @@ impl Store {
         snapshot::tidy(&*disk)?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;
-        let replica = Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING, Sizes::default())
-            .with_context(|| format!("starting member {id:x}"))?;
+        let replica =
+            Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING, Sizes::default())
+                .with_context(|| format!("starting member {id:x}"))?;
         let (inbox, wakes) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             id,
@@ -517,7 +518,7 @@ impl Store {
             "Keys, deleted ones that are not compacted among them.",
             machine.kv.key_count() as u64,
         );
-        line("gauge", "skiff_store_watchers", "Running watches.", shared.hub.len() as u64);
+        line("gauge", "skiff_store_watchers", "Running watches.", shared.hub.watches() as u64);
         line("gauge", "skiff_store_is_leader", "1 while this member leads.", leadership.is_leader() as u64);
         line("gauge", "skiff_store_has_leader", "1 while a leader is known.", leadership.leader.is_some() as u64);
         line("gauge", "skiff_store_alarms", "Alarms that are raised.", machine.alarms.len() as u64);

@@ -87,7 +87,8 @@ impl Checks {
             }
             if let Some(known) = self.log.get(&entry.index) {
                 if *known != seen {
-                    let detail = format!("member {member:x} has another entry {} than others: {commands:?}", entry.index);
+                    let detail =
+                        format!("member {member:x} has another entry {} than others: {commands:?}", entry.index);
                     return violated(AGREEMENT, detail);
                 }
                 continue;
@@ -150,7 +151,9 @@ impl Checks {
         for (index, (entry_term, _)) in self.log.range(base + 1..) {
             let own = terms.get((index - base - 1) as usize);
             if *entry_term < term && own != Some(entry_term) {
-                let detail = format!("member {member:x} leads in term {term} and has {own:?} at {index}, committed in {entry_term}");
+                let detail = format!(
+                    "member {member:x} leads in term {term} and has {own:?} at {index}, committed in {entry_term}"
+                );
                 return violated(LEADER_COMPLETENESS, detail);
             }
         }
@@ -194,7 +197,10 @@ impl Checks {
         expected.sort();
         seen.sort();
         if seen != expected {
-            return violated(WATCH, format!("after {delivered}, up to {}: {seen:?}; expected {expected:?}", batch.revision));
+            return violated(
+                WATCH,
+                format!("after {delivered}, up to {}: {seen:?}; expected {expected:?}", batch.revision),
+            );
         }
         Ok(())
     }

@@ -38,10 +38,17 @@ enum Stage {
 }
 
 enum Purpose {
-    Get { key: Vec<u8>, at: Revision },
+    Get {
+        key: Vec<u8>,
+        at: Revision,
+    },
     /// Before leases are counted in this term.
     Count(Term),
-    KeepAlive { lease: LeaseId, term: Term, until_ms: u64 },
+    KeepAlive {
+        lease: LeaseId,
+        term: Term,
+        until_ms: u64,
+    },
 }
 
 struct Read {
@@ -85,7 +92,10 @@ impl Clients {
 
     pub fn finish(&self, checks: &Checks) -> Result<(), Violation> {
         if checks.model.revision < self.seen {
-            return violated(ACKNOWLEDGED, format!("revision {} was seen, the log has {}", self.seen, checks.model.revision));
+            return violated(
+                ACKNOWLEDGED,
+                format!("revision {} was seen, the log has {}", self.seen, checks.model.revision),
+            );
         }
         Ok(())
     }
@@ -171,7 +181,8 @@ impl World {
             }
             69..72 => return self.watch(node),
             pick => {
-                let at = if pick > 94 { self.rng.between(latest.saturating_sub(6).max(1), latest.max(1) + 1) } else { 0 };
+                let at =
+                    if pick > 94 { self.rng.between(latest.saturating_sub(6).max(1), latest.max(1) + 1) } else { 0 };
                 return self.read(node, Purpose::Get { key: key(one), at }, Some(client));
             }
         };
@@ -273,7 +284,8 @@ impl World {
         let mut at = 0;
         while at < self.clients.writes.len() {
             let write = &mut self.clients.writes[at];
-            let answer = if write.node == node { write.answer.try_recv() } else { Err(oneshot::error::TryRecvError::Empty) };
+            let answer =
+                if write.node == node { write.answer.try_recv() } else { Err(oneshot::error::TryRecvError::Empty) };
             match answer {
                 Err(oneshot::error::TryRecvError::Empty) => at += 1,
                 Err(oneshot::error::TryRecvError::Closed) => drop(self.clients.writes.swap_remove(at)),
@@ -375,15 +387,20 @@ impl World {
                     Err(e) => return violated(LINEARIZABILITY, format!("a read of revision {at}: {e}")),
                 };
                 if response.revision < read.floor {
-                    let detail =
-                        format!("member {:x} answered revision {}, {} had been seen", shared.id, response.revision, read.floor);
+                    let detail = format!(
+                        "member {:x} answered revision {}, {} had been seen",
+                        shared.id, response.revision, read.floor
+                    );
                     return violated(LINEARIZABILITY, detail);
                 }
                 let revision = if at == 0 { response.revision } else { at };
                 let meant = self.checks.model.history.get(&revision).and_then(|(_, keys)| keys.get(&key).cloned());
                 let seen = pairs(&response.kvs).remove(&key);
                 if seen != meant {
-                    return violated(LINEARIZABILITY, format!("{key:?} at {revision}: {seen:?}, the log says {meant:?}"));
+                    return violated(
+                        LINEARIZABILITY,
+                        format!("{key:?} at {revision}: {seen:?}, the log says {meant:?}"),
+                    );
                 }
                 self.clients.seen = self.clients.seen.max(response.revision);
             }

@@ -153,7 +153,8 @@ impl SimDisk {
     pub fn flip(&self, rng: &mut Rng) -> Option<(String, usize)> {
         let mut inner = self.lock();
         let logs: Vec<_> = inner.files.keys().filter(|n| n.starts_with("log-")).cloned().collect();
-        let names: Vec<_> = inner.files.keys().filter(|n| n.starts_with("log-") || n.starts_with("snap-")).cloned().collect();
+        let names: Vec<_> =
+            inner.files.keys().filter(|n| n.starts_with("log-") || n.starts_with("snap-")).cloned().collect();
         let name = names.get(rng.below(names.len() as u64) as usize)?.clone();
         let file = inner.files.get_mut(&name)?;
         let (mut end, mut last) = (0, 0);

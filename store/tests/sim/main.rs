@@ -29,11 +29,13 @@ fn try_seed(seed: u64, bug: Option<&'static str>) -> Result<u64, Violation> {
 
 /// Tries seeds from `first` on until one fails, all threads together: (seeds tried, events, the failure).
 fn hunt(first: u64, seeds: u64, time: Duration, bug: Option<&'static str>) -> (u64, u64, Option<(u64, Violation)>) {
-    let (next, events, tried, stop) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (next, events, tried, stop) =
+        (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let began = Instant::now();
     let search = || {
         // `Watcher::next` makes a timer, which must know a runtime; none ever fires.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime for timers");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime for timers");
         let _guard = runtime.enter();
         let mut failure: Option<(u64, Violation)> = None;
         while failure.is_none() && began.elapsed() < time && !stop.load(Ordering::Relaxed) {
@@ -79,7 +81,10 @@ fn main() {
     let command = "cargo test -p skiff-store --features simulation --test sim";
     let failed = |seed: u64, violation: &Violation| {
         let bug = bug.map(|b| format!("SKIFF_SIM_BUG={b} ")).unwrap_or_default();
-        eprintln!("seed {seed} violates \"{}\":\n  {}\nreplay: {bug}SKIFF_SIM_SEED={seed} {command}", violation.invariant, violation.detail);
+        eprintln!(
+            "seed {seed} violates \"{}\":\n  {}\nreplay: {bug}SKIFF_SIM_SEED={seed} {command}",
+            violation.invariant, violation.detail
+        );
         std::process::exit(1);
     };
     if let Some(seed) = number("SKIFF_SIM_SEED") {

@@ -13,13 +13,16 @@ impl World {
         let next = self.rng.between(10_000, 350_000);
         self.after(next, Event::Nemesis);
         let count = self.nodes.iter().filter(|n| n.exists).count();
-        let leading = self.nodes.iter().position(|n| n.run.as_ref().is_some_and(|r| r.shared.leadership.borrow().is_leader()));
+        let leading =
+            self.nodes.iter().position(|n| n.run.as_ref().is_some_and(|r| r.shared.leadership.borrow().is_leader()));
         let victim = match leading {
             Some(leader) if self.rng.chance(450) => leader,
             _ => self.rng.below(count as u64) as usize,
         };
         let now = self.now();
-        let action = self.rng.below(100);
+        let favourites = self.favourites.clone();
+        let favourite = self.rng.chance(500).then(|| self.rng.pick(&favourites)).flatten();
+        let action = favourite.unwrap_or_else(|| self.rng.below(100));
         self.trace(|| format!("nemesis {action} on member {victim}"));
         match action {
             0..12 => self.crash(victim),
@@ -62,6 +65,10 @@ impl World {
                     if leads && to != run.shared.id && run.shared.look().conf_state.voters.contains(&to) {
                         run.shared.input(Input::TransferTo(to));
                         self.raft_later(victim);
+                        if self.rng.chance(400) {
+                            // It hears of its successor last of all.
+                            self.cuts.extend((0..count).map(|other| (other, victim)));
+                        }
                     }
                 }
             }
@@ -76,7 +83,8 @@ impl World {
 
     /// At most one member of a run is damaged: what a majority has lost, nobody can give back.
     fn flip(&mut self, victim: usize) {
-        let leader = self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
+        let leader =
+            self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
         let Some(leader) = leader else { return };
         let (members, voters) = (leader.raft.replica().progress(), leader.shared.look().conf_state.voters.len());
         let newest = members.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
@@ -111,8 +119,13 @@ impl World {
         } else {
             let Some(new) = self.nodes.iter().position(|n| !n.exists) else { return };
             let id = self.nodes[new].id;
-            let member =
-                Member { id, name: new.to_string(), peer_addr: new.to_string(), client_addr: String::new(), learner: true };
+            let member = Member {
+                id,
+                name: new.to_string(),
+                peer_addr: new.to_string(),
+                client_addr: String::new(),
+                learner: true,
+            };
             self.submit(leader, 0, Kind::Member(member), None, None, true);
             self.nodes[new].exists = true;
             self.after(50_000, Event::Restart(new));

@@ -170,7 +170,11 @@ impl Node {
     /// For a report.
     pub fn describe(&self) -> String {
         let state = match &self.run {
-            Some(run) => format!("{:?} applied {}", run.shared.leadership.borrow(), run.shared.applied_index.load(Ordering::Relaxed)),
+            Some(run) => format!(
+                "{:?} applied {}",
+                run.shared.leadership.borrow(),
+                run.shared.applied_index.load(Ordering::Relaxed)
+            ),
             None => "down".into(),
         };
         format!("{:x}: {state}, gone {}", self.id, self.gone)

@@ -31,6 +31,7 @@ pub const BUGS: &[&str] = &[
     "read_index_before_apply",
     "read_index_without_quorum",
     "removed_leader_goes_on",
+    "restart_forgets_agreed_changes",
     "restart_forgets_promise",
     "sent_work_called_fenced",
     "snapshot_not_applied_for_raft",
@@ -43,7 +44,7 @@ pub const BUGS: &[&str] = &[
 
 /// Bounds for one bug.
 const SEEDS_MAX: u64 = 20_000;
-const TIME_MAX: Duration = Duration::from_secs(60);
+const TIME_MAX: Duration = Duration::from_secs(180);
 
 type Found = (u64, u64, Option<(u64, Violation)>);
 

@@ -79,6 +79,8 @@ pub struct World {
     began: Instant,
     pub events: u64,
     traced: bool,
+    /// Faults that this seed has many of, if it has any: a rare case often wants the same kind of fault twice.
+    pub favourites: Vec<u64>,
 }
 
 /// Runs one seed; gives how many events it took.
@@ -135,6 +137,7 @@ impl World {
             receiving: vec![false; 5],
             began: Instant::now(),
             events: 0,
+            favourites: if rng.chance(500) { vec![rng.below(100), rng.below(100)] } else { Vec::new() },
             traced: std::env::var_os("SKIFF_SIM_TRACE").is_some(),
             rng,
         }
@@ -142,7 +145,8 @@ impl World {
 
     /// Three members begin a group.
     fn found(&mut self) -> Result<(), Violation> {
-        let mut names: Vec<_> = (1..=3).map(|i| skiff_store::Peer { name: i.to_string(), addr: i.to_string() }).collect();
+        let mut names: Vec<_> =
+            (1..=3).map(|i| skiff_store::Peer { name: i.to_string(), addr: i.to_string() }).collect();
         if self.rng.chance(50) {
             names.truncate(1);
         }
@@ -259,12 +263,14 @@ impl World {
     /// Whether every member that can be is where the log is.
     fn is_even(&self) -> bool {
         let last = self.checks.last();
-        let leader = self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
+        let leader =
+            self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
         let Some(leader) = leader else { return false };
         let conf = leader.shared.look().conf_state.clone();
-        self.nodes.iter().filter(|n| !n.gone && conf.voters.contains(&n.id)).all(|n| {
-            n.run.as_ref().is_some_and(|r| r.shared.applied_index.load(Ordering::Relaxed) + 20 > last)
-        })
+        self.nodes
+            .iter()
+            .filter(|n| !n.gone && conf.voters.contains(&n.id))
+            .all(|n| n.run.as_ref().is_some_and(|r| r.shared.applied_index.load(Ordering::Relaxed) + 20 > last))
     }
 
     /// Who runs in this incarnation, and is not paused: then the event comes later.
@@ -342,7 +348,19 @@ impl World {
             }
             Event::Deliver(i, input) => {
                 if let Input::Message(m) = &input {
-                    self.trace(|| format!("{:?} from {:?} to {i}: term {} index {} commit {} entries {:?} reject {} snapshot {}", m.msg_type, self.index_of(m.from), m.term, m.index, m.commit, m.entries.iter().map(|e| e.index).collect::<Vec<_>>(), m.reject, m.get_snapshot().get_metadata().index));
+                    self.trace(|| {
+                        format!(
+                            "{:?} from {:?} to {i}: term {} index {} commit {} entries {:?} reject {} snapshot {}",
+                            m.msg_type,
+                            self.index_of(m.from),
+                            m.term,
+                            m.index,
+                            m.commit,
+                            m.entries.iter().map(|e| e.index).collect::<Vec<_>>(),
+                            m.reject,
+                            m.get_snapshot().get_metadata().index
+                        )
+                    });
                 }
                 if let Some(run) = &self.nodes[i].run {
                     run.shared.input(input);
@@ -418,7 +436,14 @@ impl World {
         }
         if self.traced {
             let (base, terms) = run.raft.replica().log().terms();
-            eprintln!("{:>9} us  member {i} settles: log {base}+{}, snapshot {}, committed {}, applied {}", self.clock.load(Ordering::Relaxed), terms.len(), run.raft.replica().log().snapshot_index(), run.raft.replica().committed(), run.shared.look().index);
+            eprintln!(
+                "{:>9} us  member {i} settles: log {base}+{}, snapshot {}, committed {}, applied {}",
+                self.clock.load(Ordering::Relaxed),
+                terms.len(),
+                run.raft.replica().log().snapshot_index(),
+                run.raft.replica().committed(),
+                run.shared.look().index
+            );
         }
         let messages = run.out.take();
         if run.to_write.is_none() {
@@ -437,7 +462,12 @@ impl World {
             }
             run.seen = leadership.clone();
             if self.traced {
-                eprintln!("{:>9} us  member {i}: term {} led by {:x?}", now_ms * 1000, leadership.term, leadership.leader);
+                eprintln!(
+                    "{:>9} us  member {i}: term {} led by {:x?}",
+                    now_ms * 1000,
+                    leadership.term,
+                    leadership.leader
+                );
             }
         }
         let incarnation = self.nodes[i].incarnation;
@@ -519,7 +549,8 @@ impl World {
                 }
                 let disk = self.nodes[to].disk.clone();
                 let half = data.len() / 2;
-                let begun = disk.remove(snapshots::INCOMING).and_then(|()| disk.append(snapshots::INCOMING, &data[..half]));
+                let begun =
+                    disk.remove(snapshots::INCOMING).and_then(|()| disk.append(snapshots::INCOMING, &data[..half]));
                 if begun.is_err() || self.nodes[to].run.is_none() {
                     return self.snapshot_sent(from, to, false);
                 }
