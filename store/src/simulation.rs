@@ -19,6 +19,7 @@ pub use crate::log::Log;
 pub use crate::machine::Machine;
 pub use crate::pending::Pending;
 pub use crate::raftlog::RaftLog;
+pub use crate::record::{Next, next as next_record};
 pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, is_snapshot, single_change};
 pub use crate::sizes::Sizes;
 pub mod snapshots {

@@ -4,7 +4,7 @@
 //! folder followed may be undone. Names that `rename` and the making of files gave are safe, as they are with `RealDisk`.
 
 use crate::rng::Rng;
-use skiff_store::simulation::Disk;
+use skiff_store::simulation::{Disk, Next, next_record};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Mutex, MutexGuard};
@@ -158,12 +158,9 @@ impl SimDisk {
         let name = names.get(rng.below(names.len() as u64) as usize)?.clone();
         let file = inner.files.get_mut(&name)?;
         let (mut end, mut last) = (0, 0);
-        while let Some(header) = file.durable.get(end..end + 8) {
-            let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-            if len == 0 {
-                break;
-            }
-            (last, end) = (end, end + 8 + len);
+        // Whole ones only: behind a torn one nothing shows that the one before it is not the last.
+        while let Next::Record(_, after) = next_record(&file.durable, end) {
+            (last, end) = (end, after);
         }
         let end = if logs.last() == Some(&name) { last } else { end };
         if end == 0 || end > file.durable.len() {
