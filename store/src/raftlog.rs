@@ -55,6 +55,11 @@ impl RaftLog {
         }
     }
 
+    #[cfg(feature = "simulation")]
+    pub fn hard_state(&self) -> &HardState {
+        &self.hard_state
+    }
+
     pub fn set_hard_state(&mut self, hs: HardState) {
         self.hard_state = hs;
     }

@@ -1,11 +1,14 @@
 //! The invariants, each with a name. What breaks one ends the run.
 
 use crate::model::{Model, digest_of};
+use raft::eraftpb::{HardState, Message, MessageType};
 use skiff_store::simulation::*;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 
 pub const ELECTION_SAFETY: &str = "election safety";
+pub const PROMISES: &str = "votes and terms outlast a restart";
+pub const ONE_AUTHORITY: &str = "no leader beside a read lease";
 pub const LOG_MATCHING: &str = "log matching";
 pub const AGREEMENT: &str = "agreement on what is committed";
 pub const LEADER_COMPLETENESS: &str = "leader completeness";
@@ -37,6 +40,8 @@ pub struct Checks {
     digests: HashMap<u64, u64>,
     headers: HashMap<u64, u64>,
     leaders: HashMap<Term, MemberId>,
+    /// By member: the newest term in which it has said anything, and whom it voted for in it.
+    promises: HashMap<MemberId, (Term, Option<MemberId>)>,
     /// By (index, term): the hash of the entry, and the term of the one before it.
     entries: HashMap<(u64, Term), (u64, Option<Term>)>,
     /// Leases: the earliest time at which each may end, by what was promised to clients; None = a client asked for its end.
@@ -66,6 +71,7 @@ impl Checks {
             digests: HashMap::new(),
             headers: HashMap::new(),
             leaders: HashMap::new(),
+            promises: HashMap::new(),
             entries: HashMap::new(),
             promised: HashMap::new(),
             ended: HashMap::new(),
@@ -156,6 +162,35 @@ impl Checks {
                 );
                 return violated(LEADER_COMPLETENESS, detail);
             }
+        }
+        Ok(())
+    }
+
+    /// A member sends this.
+    pub fn said(&mut self, member: MemberId, message: &Message) {
+        use MessageType::{MsgRequestPreVote, MsgRequestPreVoteResponse, MsgRequestVote, MsgRequestVoteResponse};
+        let vote = match message.get_msg_type() {
+            // These name a term that may never begin.
+            MsgRequestPreVote | MsgRequestPreVoteResponse => return,
+            MsgRequestVote => Some(member),
+            MsgRequestVoteResponse if !message.reject => Some(message.to),
+            _ => None,
+        };
+        let (term, voted) = self.promises.entry(member).or_default();
+        if message.term > *term {
+            (*term, *voted) = (message.term, vote);
+        } else if message.term == *term {
+            *voted = voted.or(vote);
+        }
+    }
+
+    /// A member starts with this on its disk.
+    pub fn starts(&self, member: MemberId, found: &HardState) -> Result<(), Violation> {
+        let Some((term, voted)) = self.promises.get(&member) else { return Ok(()) };
+        let forgot_vote = found.term == *term && voted.is_some_and(|v| v != found.vote);
+        if found.term < *term || forgot_vote {
+            let detail = format!("member {member:x} spoke in term {term}, vote {voted:x?}; it starts with {found:?}");
+            return violated(PROMISES, detail);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! What `driver`'s threads do in a process happens here as events, each after a delay that the seed draws: a turn of the raft thread, a
 //! round of the disk, a piece of applying, background work. Between two events anything else may happen, a crash too.
 
-use crate::checks::{Checks, LIVENESS, RECOVERY, Violation, violated};
+use crate::checks::{Checks, LIVENESS, ONE_AUTHORITY, RECOVERY, Violation, violated};
 use crate::clients::Clients;
 use crate::node::{Node, TICK_US};
 use crate::rng::Rng;
@@ -216,6 +216,7 @@ impl World {
         }
         self.trace(|| format!("member {i} starts: {}", self.nodes[i].describe()));
         let Some(run) = &mut self.nodes[i].run else { return Ok(()) };
+        self.checks.starts(run.shared.id, run.raft.replica().log().hard_state())?;
         let (machine, flushed) = (run.shared.clone(), run.raft.flush());
         self.checks.state(machine.id, &machine.look())?;
         self.failed_if(i, flushed);
@@ -243,7 +244,9 @@ impl World {
             let us = self.rng.between(500, 20_000);
             self.after(us, Event::Closed(j, i));
         }
-        let us = self.rng.between(1_000, 1_500_000);
+        // Some are back before anybody has noticed.
+        let longest = if self.rng.chance(300) { 60_000 } else { 1_500_000 };
+        let us = self.rng.between(1_000, longest);
         self.after(us, Event::Restart(i));
     }
 
@@ -446,6 +449,7 @@ impl World {
             );
         }
         let messages = run.out.take();
+        messages.iter().for_each(|m| self.checks.said(run.shared.id, m));
         if run.to_write.is_none() {
             run.to_write = run.queues.to_disk.try_recv().ok();
             if let Some(ToDisk::Persist(persist)) = &run.to_write {
@@ -456,9 +460,11 @@ impl World {
         let write = run.to_write.is_some() && !std::mem::replace(&mut run.disk_due, run.to_write.is_some());
         let apply = !run.to_apply.is_empty() && !std::mem::replace(&mut run.apply_due, true);
         let leadership = run.shared.leadership.borrow().clone();
+        let mut led = None;
         if leadership != run.seen {
             if leadership.is_leader() {
                 self.checks.leads(run.shared.id, leadership.term, run.raft.replica().log())?;
+                led = Some(run.shared.id);
             }
             run.seen = leadership.clone();
             if self.traced {
@@ -469,6 +475,9 @@ impl World {
                     leadership.leader
                 );
             }
+        }
+        if let Some(id) = led {
+            self.leads_alone(id)?;
         }
         let incarnation = self.nodes[i].incarnation;
         if write {
@@ -491,6 +500,19 @@ impl World {
             self.send(i, message);
         }
         self.poll(i)
+    }
+
+    /// A member has begun to lead: nobody else may answer reads by a lease of its own.
+    fn leads_alone(&self, id: MemberId) -> Result<(), Violation> {
+        for other in self.nodes.iter().filter(|n| n.id != id).filter_map(|n| n.run.as_ref()) {
+            let left = other.shared.lease_until.load(Ordering::Relaxed).saturating_sub(other.shared.clock.now_ns());
+            if left > 0 {
+                let detail =
+                    format!("member {id:x} leads while {:x} has a lease for {} us", other.shared.id, left / 1000);
+                return violated(ONE_AUTHORITY, detail);
+            }
+        }
+        Ok(())
     }
 
     pub fn index_of(&self, id: MemberId) -> Option<usize> {
