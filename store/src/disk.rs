@@ -65,6 +65,21 @@ impl RealDisk {
         Ok(file)
     }
 
+    fn fill_with_zeros(&self, name: &str, len: usize) -> io::Result<()> {
+        let file = File::create(self.dir.join(name))?;
+        let zeros = vec![0; (1 << 20).min(len)];
+        let mut left = len;
+        while left > 0 {
+            let part = left.min(zeros.len());
+            (&file).write_all(&zeros[..part])?;
+            // A little at a time: a large sync would hold up those of the log.
+            file.sync_data()?;
+            left -= part;
+        }
+        file.sync_all()?;
+        self.sync_dir()
+    }
+
     fn forget(&self, name: &str) {
         self.open.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
         self.writable.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
@@ -96,18 +111,8 @@ impl Disk for RealDisk {
     }
     fn make_zeroed(&self, name: &str, len: usize) -> io::Result<()> {
         self.remove(name)?;
-        let file = File::create(self.dir.join(name))?;
-        let zeros = vec![0; (1 << 20).min(len)];
-        let mut left = len;
-        while left > 0 {
-            let part = left.min(zeros.len());
-            (&file).write_all(&zeros[..part])?;
-            // A little at a time: a large sync would hold up those of the log.
-            file.sync_data()?;
-            left -= part;
-        }
-        file.sync_all()?;
-        self.sync_dir()
+        // On a full disk, a part of it would take the room that others need.
+        self.fill_with_zeros(name, len).inspect_err(|_| drop(self.remove(name)))
     }
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
         let file = {

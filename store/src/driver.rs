@@ -18,13 +18,14 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::hub::Hub;
 use crate::lessor::Lessor;
-use crate::log::Log;
+use crate::log::{Log, is_full};
 use crate::machine::Machine;
 use crate::pending::Pending;
 use crate::replica::{Authority, Input, Output, Persist, Replica};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::types::*;
+use crate::writer::{DiskWriter, ToDisk, disk_thread, write_failed};
 use raft::eraftpb::Message;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -41,7 +42,7 @@ const YIELDS_MAX: usize = 16;
 /// How often a leader asks the others for a new lease, and how long it lasts from the asking. Whoever answers votes for nobody for
 /// 18 ticks of 25 ms at least (20, less one that was nearly over and one that a late thread made up for).
 const LEASE_EVERY: Duration = Duration::from_millis(100);
-const LEASE: Duration = Duration::from_millis(350);
+pub const LEASE: Duration = Duration::from_millis(350);
 /// Numbers of reads that are the driver's own, for its lease.
 const LEASE_READ: u64 = 1 << 63;
 /// The lease of a member that has nobody to lose its office to.
@@ -93,6 +94,8 @@ pub struct Shared {
     /// The last number that was used in `reads`.
     pub read_numbers: AtomicU64,
     pub origin: u64,
+    /// The disk had no room for the next piece of the log when that was last tried.
+    pub disk_full: AtomicBool,
     /// How much is done at a time.
     pub sizes: Sizes,
     pub counters: Counters,
@@ -128,6 +131,21 @@ impl Shared {
         self.hub.close();
     }
 
+    /// Notes whether the disk has room for the log, and says so when that changes.
+    pub fn note_room(&self, full: bool) {
+        if self.disk_full.swap(full, Ordering::AcqRel) == full {
+            return;
+        }
+        let member = format_args!("{:x}", self.id);
+        match full {
+            true => tracing::error!(
+                member,
+                "the disk of the store's log is full: new values are refused while this member leads, and what the log still has room for goes on. Make room: nothing else need be done"
+            ),
+            false => tracing::info!(member, "the disk of the store's log has room again"),
+        }
+    }
+
     pub fn input(&self, input: Input) {
         let _ = self.inbox.send(Wake::Input(input));
     }
@@ -137,9 +155,10 @@ impl Shared {
         self.applied_index.load(Ordering::Acquire) >= index || bug!("read_index_before_apply")
     }
 
-    /// What the numbers of a process that drew this begin at.
-    pub fn first_read(_drawn: u64) -> u64 {
-        0
+    /// What the numbers of a process that drew this begin at. Members send their questions to the leader, which tells them apart by
+    /// nothing else: an answer to another's would release one that nobody has confirmed.
+    pub fn first_read(drawn: u64) -> u64 {
+        if bug!("read_numbers_are_not_unique") { 0 } else { (drawn & !LEASE_READ) >> 1 }
     }
 
     /// A number for a question to Raft.
@@ -177,7 +196,7 @@ pub fn start(
         })
     };
     let Queues { disk, to_disk, applier, to_apply } = queues;
-    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&disk, &to_disk)))?;
+    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(disk, &to_disk)))?;
     spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&applier, &to_apply)))?;
     spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
     Ok(())
@@ -199,7 +218,7 @@ pub fn assemble(shared: Arc<Shared>, replica: Replica, log: Log, outbox: Arc<dyn
     let applier = Applier::new(shared.clone(), to_apply.clone());
     let apply_busy = applier.busy();
     let applier = Arc::new(Mutex::new(applier));
-    let disk = DiskWriter { shared: shared.clone(), log: log.clone(), busy: Arc::default() };
+    let disk = DiskWriter::new(shared.clone(), log.clone());
     let raft = RaftThread {
         shared,
         replica,
@@ -208,7 +227,7 @@ pub fn assemble(shared: Arc<Shared>, replica: Replica, log: Log, outbox: Arc<dyn
         applier: applier.clone(),
         to_disk,
         to_apply,
-        disk_busy: disk.busy.clone(),
+        disk_busy: disk.busy(),
         apply_busy,
         installing: Vec::new(),
         lease: LeaseRounds::default(),
@@ -250,11 +269,6 @@ struct LeaseRounds {
     /// (number, term, when it was sent).
     under_way: Vec<(u64, Term, u64)>,
     next: Option<Instant>,
-}
-
-pub enum ToDisk {
-    Persist(Box<Persist>),
-    DropUntil(u64),
 }
 
 impl RaftThread {
@@ -471,12 +485,23 @@ impl RaftThread {
             self.installing.push((persist.number, snapshot::file_name(snapshot.get_metadata().index)));
         } else if self.replica.is_alone() && self.disk_busy.load(Ordering::Acquire) == 0 {
             let mut log = lock(&self.log);
-            let entries = persist.entries.len();
-            log.append(&persist.entries, persist.hard_state.as_ref()).map_err(write_failed)?;
+            let (entries, written) = (persist.entries.len(), log.append(&persist.entries, persist.hard_state.as_ref()));
+            let short = log.is_short();
             drop(log);
-            self.count(entries);
-            self.take(Input::Persisted(persist.number));
-            return Ok(());
+            if short && !self.shared.disk_full.load(Ordering::Acquire) {
+                self.shared.note_room(true);
+                self.write_later(ToDisk::LookForRoom);
+            }
+            match written {
+                Ok(()) => {
+                    self.count(entries);
+                    self.take(Input::Persisted(persist.number));
+                    return Ok(());
+                }
+                // The disk's own thread waits for room.
+                Err(e) if is_full(&e) => {}
+                Err(e) => return Err(write_failed(e)),
+            }
         }
         let number = persist.number;
         let early = bug!("acknowledge_before_write") && persist.snapshot.is_none();
@@ -490,66 +515,5 @@ impl RaftThread {
     fn count(&self, entries: usize) {
         self.shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
         self.shared.counters.entries.fetch_add(entries as u64, Ordering::Relaxed);
-    }
-}
-
-fn write_failed(e: std::io::Error) -> String {
-    format!(
-        "writing the log failed: {e}. What is on the disk is uncertain now, so nothing more is written; check the disk and restart this server"
-    )
-}
-
-/// Writes what the raft thread hands on.
-pub struct DiskWriter {
-    shared: Arc<Shared>,
-    log: Arc<Mutex<Log>>,
-    busy: Arc<AtomicUsize>,
-}
-
-fn disk_thread(writer: &DiskWriter, queue: &Receiver<ToDisk>) -> Result<(), String> {
-    while let Ok(first) = queue.recv() {
-        writer.round(first, queue)?;
-    }
-    Ok(())
-}
-
-impl DiskWriter {
-    /// Writes all the work that is there, with one sync.
-    pub fn round(&self, first: ToDisk, queue: &Receiver<ToDisk>) -> Result<(), String> {
-        let shared = &self.shared;
-        let (mut number, mut works) = (0, 0);
-        let (mut entries, mut hard_state) = (Vec::new(), None);
-        let mut next = Some(first);
-        let mut log = lock(&self.log);
-        while let Some(work) = next {
-            works += 1;
-            match work {
-                ToDisk::DropUntil(index) => log.drop_until(index).map_err(write_failed)?,
-                ToDisk::Persist(persist) => {
-                    let persist = *persist;
-                    if let Some(snapshot) = persist.snapshot {
-                        log.append(&std::mem::take(&mut entries), hard_state.take().as_ref()).map_err(write_failed)?;
-                        let name = snapshot::file_name(snapshot.get_metadata().index);
-                        shared.disk.rename(snapshot::INCOMING, &name).map_err(write_failed)?;
-                        log.reset().map_err(write_failed)?;
-                    }
-                    entries.extend(persist.entries);
-                    hard_state = persist.hard_state.or(hard_state);
-                    number = persist.number;
-                }
-            }
-            next = queue.try_recv().ok();
-        }
-        if !entries.is_empty() || hard_state.is_some() {
-            log.append(&entries, hard_state.as_ref()).map_err(write_failed)?;
-            shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
-            shared.counters.entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
-        }
-        drop(log);
-        if number > 0 {
-            shared.input(Input::Persisted(number));
-        }
-        self.busy.fetch_sub(works, Ordering::AcqRel);
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::types::*;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const COMPACT_EVERY: Duration = Duration::from_secs(5);
@@ -151,6 +152,13 @@ fn compaction_due(
 }
 
 impl Store {
+    /// Refuses what brings new values while this member leads and its disk is full: the room that is left in the log is for deletions
+    /// and compaction.
+    pub(crate) fn check_disk(&self) -> Result<(), Error> {
+        let full = self.shared().disk_full.load(Ordering::Acquire);
+        if full && self.leadership().borrow().is_leader() { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
     /// Refuses a transaction that would take the store over its quota, and raises the alarm that tells everyone so. What is
     /// over the quota already keeps the room to be deleted and compacted.
     pub(crate) async fn check_room(&self, txn: &Txn) -> Result<(), Error> {

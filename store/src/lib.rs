@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What decides is synchronous and takes the time as an argument if at all: `kv` and `machine` apply, `replica` replicates, `pending` says
-//! what to send again, `lessor` which leases are due. What acts is thin: `driver` and `apply` (threads), `transport` and `peer` (gRPC
+//! what to send again, `lessor` which leases are due. What acts is thin: `driver`, `writer` and `apply` (threads), `transport` and `peer` (gRPC
 //! between members), `membership` and `keeper` (what a leader does by itself), `disk`, `clock`. `offline` works on the data of a
 //! member that does not run. The store knows nothing of Kubernetes or HTTP.
 
@@ -44,6 +44,7 @@ mod snapshot;
 mod store;
 mod transport;
 mod types;
+mod writer;
 
 pub use config::{Config, Limits, Peer, has_data};
 pub use error::{Error, MemberCode, WatchError};

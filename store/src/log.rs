@@ -65,6 +65,8 @@ pub struct Log {
     hard_state: HardState,
     /// The segment that is being made ready.
     ahead: Ahead,
+    /// There was no room for it.
+    short: bool,
     buffer: Vec<u8>,
     sizes: Sizes,
 }
@@ -106,6 +108,7 @@ impl Log {
             segments: Vec::new(),
             hard_state: HardState::default(),
             ahead: Ahead::None,
+            short: false,
             buffer: Vec::new(),
             sizes: Sizes::default(),
         };
@@ -141,7 +144,8 @@ impl Log {
         Ok((log, found))
     }
 
-    /// Appends and syncs: when this returns, all of it is on the medium. An error is final.
+    /// Appends and syncs: when this returns, all of it is on the medium. After an error that [`is_full`] the same may be tried
+    /// again: nothing counts as written yet. Any other error is final.
     pub fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> io::Result<()> {
         // The bug: term and vote stand where they changed only, so that they go with the segment.
         let known = (self.hard_state.term, self.hard_state.vote);
@@ -153,10 +157,10 @@ impl Log {
             }
         }
         let bytes: usize = entries.iter().map(|e| e.data.len() + ITEM_BYTES).sum();
-        let new = self.is_next_due(bytes);
-        if new {
+        if self.is_next_due(bytes) {
             self.begin_segment()?;
         }
+        let new = self.segments.last().is_some_and(|segment| segment.bytes == 0);
         self.buffer.clear();
         record::push_with(&mut self.buffer, |buffer| {
             if (new && !bug!("hard_state_not_in_new_segment")) || hard_state.is_some() {
@@ -168,9 +172,16 @@ impl Log {
             return Ok(());
         }
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
-        self.disk.write_at(&segment.name, segment.bytes as u64, &self.buffer)?;
+        if let Err(e) = self.disk.write_at(&segment.name, segment.bytes as u64, &self.buffer) {
+            if is_full(&e) && !bug!("part_of_a_batch_left_behind") {
+                // What did fit must not stand there if the next attempt goes into another segment.
+                self.disk.truncate(&segment.name, segment.bytes as u64).map_err(uncertain)?;
+                segment.made = segment.bytes;
+            }
+            return Err(e);
+        }
         if !bug!("append_without_sync") {
-            self.disk.sync(&segment.name)?;
+            self.disk.sync(&segment.name).map_err(uncertain)?;
         }
         segment.bytes += self.buffer.len();
         // One large batch must not keep its memory for ever.
@@ -197,15 +208,39 @@ impl Log {
             Ahead::Ready => true,
             Ahead::Making(made) => match made.try_recv() {
                 Ok(Ok(())) => {
-                    self.ahead = Ahead::Ready;
+                    (self.ahead, self.short) = (Ahead::Ready, false);
                     true
                 }
                 Err(TryRecvError::Empty) => too_large,
-                Ok(Err(_)) | Err(TryRecvError::Disconnected) => {
+                Ok(Err(e)) => {
+                    self.ahead = Ahead::None;
+                    self.short = is_full(&e);
+                    too_large
+                }
+                Err(TryRecvError::Disconnected) => {
                     self.ahead = Ahead::None;
                     too_large
                 }
             },
+        }
+    }
+
+    /// Whether the disk has no room for the next segment. What is left of this one still takes batches.
+    pub fn is_short(&self) -> bool {
+        self.short
+    }
+
+    /// Tries to make the next segment again, if there was no room for it; its outcome shows in a later call.
+    pub fn look_for_room(&mut self) {
+        match &self.ahead {
+            Ahead::Making(made) => match made.try_recv() {
+                Ok(Ok(())) => (self.ahead, self.short) = (Ahead::Ready, false),
+                Ok(Err(e)) => (self.ahead, self.short) = (Ahead::None, is_full(&e)),
+                Err(TryRecvError::Disconnected) => self.ahead = Ahead::None,
+                Err(TryRecvError::Empty) => {}
+            },
+            Ahead::None => self.prepare_ahead(),
+            Ahead::Ready => self.short = false,
         }
     }
 
@@ -222,7 +257,7 @@ impl Log {
             self.disk.rename(AHEAD, &name)?;
         } else {
             // The first of all, or one that could not be made ahead.
-            self.disk.make_zeroed(&name, self.sizes.first_segment_bytes)?;
+            self.disk.make_zeroed(&name, self.sizes.first_segment_bytes).inspect_err(|e| self.short = is_full(e))?;
         }
         self.segments.push(Segment { name, number, bytes: 0, made, last_index: 0 });
         self.prepare_ahead();
@@ -252,17 +287,18 @@ impl Log {
         Ok(())
     }
 
-    /// Forgets everything: a snapshot from the leader took the place of the whole log.
+    /// Forgets everything: a snapshot from the leader took the place of the whole log. May be tried again as [`Log::append`] may.
     pub fn reset(&mut self) -> io::Result<()> {
         // A fresh segment first, so that a crash in between never leaves a folder without the hard state.
-        let old: Vec<_> = self.segments.iter().map(|s| s.name.clone()).collect();
-        self.begin_segment()?;
+        if self.segments.last().is_none_or(|segment| segment.bytes > 0) {
+            self.begin_segment()?;
+        }
         let hard_state = if bug!("hard_state_lost_on_reset") { HardState::default() } else { self.hard_state.clone() };
         self.append_to_new(&hard_state)?;
-        for name in &old {
-            self.disk.remove(name)?;
+        while self.segments.len() > 1 {
+            self.disk.remove(&self.segments[0].name).map_err(uncertain)?;
+            self.segments.remove(0);
         }
-        self.segments.drain(..old.len());
         Ok(())
     }
 
@@ -271,10 +307,20 @@ impl Log {
         record::push_with(&mut buffer, |buffer| push(buffer, KIND_HARD_STATE, hard_state));
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
         self.disk.write_at(&segment.name, 0, &buffer)?;
-        self.disk.sync(&segment.name)?;
+        self.disk.sync(&segment.name).map_err(uncertain)?;
         segment.bytes = buffer.len();
         Ok(())
     }
+}
+
+/// Whether an error says that the disk is full, and nothing worse.
+pub fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
+/// An error after which nobody knows what is on the medium, whatever its reason.
+fn uncertain(e: io::Error) -> io::Error {
+    io::Error::other(e)
 }
 
 /// Appends an item to a batch: its length, its kind, itself.

@@ -55,6 +55,17 @@ impl RaftLog {
         }
     }
 
+    /// Term and vote as they were written last.
+    pub fn promised(&self) -> (u64, u64) {
+        (self.hard_state.term, self.hard_state.vote)
+    }
+
+    /// How many changes of membership are in the log after an index.
+    #[cfg(feature = "simulation")]
+    pub fn changes_after(&self, index: u64) -> usize {
+        self.entries.iter().filter(|e| e.index > index && e.get_entry_type() != EntryType::EntryNormal).count()
+    }
+
     #[cfg(feature = "simulation")]
     pub fn hard_state(&self) -> &HardState {
         &self.hard_state

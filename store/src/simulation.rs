@@ -8,9 +8,7 @@ pub use crate::clock::Clock;
 pub use crate::command::{Command, Kind, Proposal, decode_batch};
 pub use crate::config::{Group, read_identity, write_identity};
 pub use crate::disk::Disk;
-pub use crate::driver::{
-    Counters, DiskWriter, Outbox, Queues, RaftThread, Round, Shared, ToDisk, Wake, assemble, lock,
-};
+pub use crate::driver::{Counters, LEASE, Outbox, Queues, RaftThread, Round, Shared, Wake, assemble, lock};
 pub use crate::hub::Hub;
 pub use crate::kv::Kv;
 pub use crate::kv::sweep::Hasher;
@@ -27,6 +25,7 @@ pub mod snapshots {
     pub use crate::snapshot::*;
 }
 pub use crate::types::*;
+pub use crate::writer::{DiskWriter, LOOK_EVERY, ToDisk};
 use raft::eraftpb::ConfState;
 use raft::{Raft, StateRole};
 use std::cell::{Cell, RefCell};

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use skiff_proto::store as pb;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -133,6 +133,7 @@ impl Store {
             pending: Mutex::default(),
             pending_changed: Notify::new(),
             reads: Mutex::default(),
+            disk_full: AtomicBool::new(false),
             read_numbers: AtomicU64::new(Shared::first_read(rand::rng().random())),
             origin: rand::rng().random(),
             sizes: Sizes::default(),
@@ -323,8 +324,11 @@ impl Store {
             return self.linearizable(|machine| machine.kv.read_txn(&txn)).await?;
         }
         let fence = txn.fence.take().unwrap_or(0);
-        if self.inner.limits.quota_bytes > 0 && txn.may_put() {
-            self.check_room(&txn).await?;
+        if txn.may_put() {
+            self.check_disk()?;
+            if self.inner.limits.quota_bytes > 0 {
+                self.check_room(&txn).await?;
+            }
         }
         self.submit(fence, Kind::Txn(txn)).await
     }

@@ -12,6 +12,8 @@ pub const ONE_AUTHORITY: &str = "no leader beside a read lease";
 pub const LOG_MATCHING: &str = "log matching";
 pub const AGREEMENT: &str = "agreement on what is committed";
 pub const LEADER_COMPLETENESS: &str = "leader completeness";
+pub const MEMBERSHIP: &str = "only voters lead, and nobody stands two memberships behind";
+pub const QUESTIONS: &str = "questions to a leader are told apart";
 pub const STATE_EQUALITY: &str = "state-machine equality";
 pub const LINEARIZABILITY: &str = "linearizability";
 pub const ACKNOWLEDGED: &str = "no acknowledged write lost";
@@ -42,6 +44,10 @@ pub struct Checks {
     leaders: HashMap<Term, MemberId>,
     /// By member: the newest term in which it has said anything, and whom it voted for in it.
     promises: HashMap<MemberId, (Term, Option<MemberId>)>,
+    /// By member: the leader that it answered last, in which term, and until when (ms) it votes for nobody else.
+    pub silent: HashMap<MemberId, (MemberId, Term, u64)>,
+    /// Who asked with this number.
+    questions: HashMap<Vec<u8>, MemberId>,
     /// By (index, term): the hash of the entry, and the term of the one before it.
     entries: HashMap<(u64, Term), (u64, Option<Term>)>,
     /// Leases: the earliest time at which each may end, by what was promised to clients; None = a client asked for its end.
@@ -72,6 +78,8 @@ impl Checks {
             headers: HashMap::new(),
             leaders: HashMap::new(),
             promises: HashMap::new(),
+            silent: HashMap::new(),
+            questions: HashMap::new(),
             entries: HashMap::new(),
             promised: HashMap::new(),
             ended: HashMap::new(),
@@ -167,11 +175,29 @@ impl Checks {
     }
 
     /// A member sends this.
-    pub fn said(&mut self, member: MemberId, message: &Message) {
-        use MessageType::{MsgRequestPreVote, MsgRequestPreVoteResponse, MsgRequestVote, MsgRequestVoteResponse};
+    pub fn said(&mut self, member: MemberId, message: &Message, now_ms: u64) -> Result<(), Violation> {
+        use MessageType::{
+            MsgAppend, MsgHeartbeatResponse, MsgReadIndex, MsgRequestPreVote, MsgRequestPreVoteResponse,
+            MsgRequestVote, MsgRequestVoteResponse,
+        };
+        match message.get_msg_type() {
+            MsgAppend => self.sent(member, &message.entries)?,
+            MsgHeartbeatResponse => {
+                self.silent.insert(member, (message.to, message.term, now_ms + LEASE.as_millis() as u64));
+            }
+            MsgReadIndex => {
+                let question = message.entries.first().map(|e| e.data.to_vec()).unwrap_or_default();
+                // Passed on by a member that leads no more, it still names who asked.
+                let asker = *self.questions.entry(question).or_insert(message.from);
+                if asker != message.from {
+                    return violated(QUESTIONS, format!("{asker:x} and {member:x} ask with the same number"));
+                }
+            }
+            _ => {}
+        }
         let vote = match message.get_msg_type() {
             // These name a term that may never begin.
-            MsgRequestPreVote | MsgRequestPreVoteResponse => return,
+            MsgRequestPreVote | MsgRequestPreVoteResponse => return Ok(()),
             MsgRequestVote => Some(member),
             MsgRequestVoteResponse if !message.reject => Some(message.to),
             _ => None,
@@ -182,6 +208,31 @@ impl Checks {
         } else if message.term == *term {
             *voted = voted.or(vote);
         }
+        Ok(())
+    }
+
+    /// For whom this message is a vote, and in which term.
+    pub fn grants(message: &Message) -> Option<(MemberId, Term)> {
+        let granted = message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject;
+        granted.then_some((message.to, message.term))
+    }
+
+    /// A member stands for election, having applied the log up to an index.
+    pub fn stands(&self, member: MemberId, log: &RaftLog, applied: u64) -> Result<(), Violation> {
+        let behind = log.changes_after(applied);
+        if behind > 1 {
+            return violated(MEMBERSHIP, format!("{member:x} stands for election {behind} memberships behind its log"));
+        }
+        Ok(())
+    }
+
+    /// A member leads, and has applied this membership.
+    pub fn is_voter(&self, member: MemberId, now: &raft::eraftpb::ConfState) -> Result<(), Violation> {
+        let voters = sorted(now);
+        if voters[0].contains(&member) || voters[2].contains(&member) || voters[0].is_empty() {
+            return Ok(());
+        }
+        violated(MEMBERSHIP, format!("{member:x} leads and has no vote: {voters:x?}"))
     }
 
     /// A member starts with this on its disk.
@@ -195,8 +246,8 @@ impl Checks {
         Ok(())
     }
 
-    /// A member was given these entries to write.
-    pub fn appended(&mut self, member: MemberId, entries: &[raft::eraftpb::Entry]) -> Result<(), Violation> {
+    /// A member sends these entries. (What a leader wrote and nobody was sent may be lost, and be another in its next life.)
+    fn sent(&mut self, member: MemberId, entries: &[raft::eraftpb::Entry]) -> Result<(), Violation> {
         let mut before = None;
         for entry in entries {
             let data = hash(&entry.data[..]);

@@ -74,6 +74,12 @@ impl Inner {
     fn write(&mut self, name: &str, offset: Option<u64>, data: &[u8]) -> io::Result<()> {
         let dies = self.begin()?;
         if self.full {
+            // As much as there was room for.
+            let room = self.rng.below(data.len() as u64) as usize;
+            if let (Some(at), Some(file)) = (offset, self.files.get_mut(name)) {
+                write(&mut file.current, at as usize, &data[..room]);
+                file.unsynced.push((at as usize, data[..room].to_vec()));
+            }
             return Err(io::ErrorKind::StorageFull.into());
         }
         if offset.is_none() && !self.files.contains_key(name) {
@@ -120,6 +126,10 @@ impl SimDisk {
 
     pub fn fill(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.lock().full
     }
 
     /// What a crash leaves.

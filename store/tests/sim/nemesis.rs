@@ -51,7 +51,7 @@ impl World {
             66..70 => self.loss_per_mille = self.rng.pick(&[0, 10, 50, 200]).unwrap_or(0),
             70..73 => self.slow_disks = !self.slow_disks,
             73..75 => self.nodes[victim].disk.fail_syncs(true),
-            75..78 => self.nodes[victim].disk.fill(true),
+            75..78 => self.nodes[victim].disk.fill(!self.nodes[victim].disk.is_full()),
             78..80 => {
                 for node in 0..count {
                     self.crash(node);

@@ -6,7 +6,7 @@ use crate::rng::Rng;
 use raft::eraftpb::Message;
 use skiff_store::simulation::*;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -136,6 +136,7 @@ impl Node {
             pending: Mutex::default(),
             pending_changed: Notify::new(),
             reads: Mutex::new(HashMap::new()),
+            disk_full: AtomicBool::new(false),
             read_numbers: AtomicU64::new(Shared::first_read(rng.next())),
             origin: rng.next() | 1,
             sizes,

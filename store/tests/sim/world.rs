@@ -8,7 +8,7 @@ use crate::clients::Clients;
 use crate::node::{Node, TICK_US};
 use crate::rng::Rng;
 use bytes::Bytes;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use skiff_store::simulation::*;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -324,10 +324,13 @@ impl World {
             Event::Disk(i, n) => {
                 if self.is_up(i, n, || Event::Disk(i, n)) {
                     if let Some(run) = &mut self.nodes[i].run {
-                        run.disk_due = false;
-                        if let Some(first) = run.to_write.take() {
-                            let done = run.queues.disk.round(first, &run.queues.to_disk);
-                            self.failed_if(i, done);
+                        let first = run.to_write.take();
+                        let done = run.queues.disk.round(first, &run.queues.to_disk);
+                        run.disk_due = run.queues.disk.is_waiting();
+                        let waiting = run.disk_due;
+                        self.failed_if(i, done);
+                        if waiting {
+                            self.after(LOOK_EVERY.as_micros() as u64, Event::Disk(i, n));
                         }
                     }
                     self.raft_later(i);
@@ -449,12 +452,19 @@ impl World {
             );
         }
         let messages = run.out.take();
-        messages.iter().for_each(|m| self.checks.said(run.shared.id, m));
+        for message in &messages {
+            self.checks.said(run.shared.id, message, now_ms)?;
+            if message.get_msg_type() == MessageType::MsgRequestVote {
+                self.checks.stands(run.shared.id, run.raft.replica().log(), run.shared.look().index)?;
+            }
+        }
+        let leads = run.seen.is_leader() && run.raft.replica().is_leader();
+        if leads {
+            self.checks.is_voter(run.shared.id, &run.shared.look().conf_state)?;
+        }
+        let votes: Vec<_> = messages.iter().filter_map(Checks::grants).collect();
         if run.to_write.is_none() {
             run.to_write = run.queues.to_disk.try_recv().ok();
-            if let Some(ToDisk::Persist(persist)) = &run.to_write {
-                self.checks.appended(run.shared.id, &persist.entries)?;
-            }
         }
         run.to_apply.extend(run.queues.to_apply.try_iter());
         let write = run.to_write.is_some() && !std::mem::replace(&mut run.disk_due, run.to_write.is_some());
@@ -478,6 +488,9 @@ impl World {
         }
         if let Some(id) = led {
             self.leads_alone(id)?;
+        }
+        for (candidate, term) in votes {
+            self.keeps_silence(self.nodes[i].id, candidate, term)?;
         }
         let incarnation = self.nodes[i].incarnation;
         if write {
@@ -511,6 +524,24 @@ impl World {
                     format!("member {id:x} leads while {:x} has a lease for {} us", other.shared.id, left / 1000);
                 return violated(ONE_AUTHORITY, detail);
             }
+        }
+        Ok(())
+    }
+
+    /// A member votes: it must not have promised a leader its silence that reads by the lease which rests on it.
+    fn keeps_silence(&self, voter: MemberId, candidate: MemberId, term: Term) -> Result<(), Violation> {
+        let Some((leader, promised_in, until_ms)) = self.checks.silent.get(&voter).copied() else { return Ok(()) };
+        // A vote of an earlier term that was on its way to the disk makes no leader any more.
+        if term < promised_in {
+            return Ok(());
+        }
+        let run = self.index_of(leader).and_then(|i| self.nodes[i].run.as_ref());
+        let Some(run) = run.filter(|_| leader != candidate && self.now_ms() < until_ms) else { return Ok(()) };
+        let left = run.shared.lease_until.load(Ordering::Relaxed).saturating_sub(run.shared.clock.now_ns());
+        if left > 0 {
+            let detail =
+                format!("{voter:x} votes for {candidate:x}; it promised {leader:x} silence until {until_ms} ms");
+            return violated(ONE_AUTHORITY, detail);
         }
         Ok(())
     }
