@@ -4,6 +4,7 @@
 //! A snapshot that leaves the store is the store's own file, padded to a multiple of 512 bytes, and a SHA-256 of all that behind it:
 //! the frame in which etcd's clients expect one.
 
+use crate::claim::Claim;
 use crate::command::decode_batch;
 use crate::config::{self, Group, Peer};
 use crate::disk::{Disk, RealDisk};
@@ -178,10 +179,17 @@ pub struct Report {
 struct Loaded {
     report: Report,
     machine: Machine,
+    /// Until this is dropped, no member can start on the directory.
+    _claim: Option<Claim>,
 }
 
 fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
     ensure!(config::has_data(dir), "{} holds no member's data", dir.display());
+    let claim = Claim::look(dir)?;
+    look(dir, uncommitted_too, claim).with_context(|| format!("the data directory {}", dir.display()))
+}
+
+fn look(dir: &Path, uncommitted_too: bool, claim: Option<Claim>) -> anyhow::Result<Loaded> {
     let disk = Arc::new(RealDisk::new(dir.to_owned())?);
     let (cluster_id, member_id) = config::read_identity(&*disk)?;
     let file = snapshot::newest(&*disk)?
@@ -223,7 +231,7 @@ fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
         hash: digest(&machine),
         torn_bytes: found.torn_bytes,
     };
-    Ok(Loaded { report, machine })
+    Ok(Loaded { report, machine, _claim: claim })
 }
 
 /// Reads everything in a data directory that no member runs on, checks every record, and changes nothing.
@@ -247,7 +255,7 @@ pub struct Recovery {
 /// Makes a group of one from the data of a member whose group has lost its majority for good. With `carry_out` false it only says
 /// what it would do. The new group has a new id, so that survivors of the old one cannot disturb it.
 pub fn recover(dir: &Path, peer_addr: Option<&str>, carry_out: bool) -> anyhow::Result<Recovery> {
-    let Loaded { report, mut machine } = read_dir(dir, true)?;
+    let Loaded { report, mut machine, _claim } = read_dir(dir, true)?;
     let id = report.member_id;
     let mut member = machine.members.get(&id).cloned().with_context(|| {
         format!("member {id:x} is not in its own group's list of members: it was removed, and its data is no base for a recovery")

@@ -3,6 +3,7 @@
 //! A write goes to the leader, wherever that is, and is answered once *this* member has applied it; so a read that follows on the
 //! same member sees it. While the leader is being replaced, the same command is sent again: the machine applies it once.
 
+use crate::claim::Claim;
 use crate::clock::BootClock;
 use crate::command::{Command, Kind, Proposal};
 use crate::config::{Config, Data, Limits};
@@ -68,6 +69,8 @@ struct Inner {
     reads: mpsc::Sender<oneshot::Sender<Result<u64, Error>>>,
     receiving: tokio::sync::Mutex<()>,
     stopped: watch::Sender<bool>,
+    /// Nobody else works on the data directory while this is held.
+    _claim: Option<Claim>,
 }
 
 impl Store {
@@ -85,6 +88,10 @@ impl Store {
                 RealDisk::new(dir.clone()).with_context(|| format!("opening the data directory {}", dir.display()))?,
             ),
             None => Arc::new(MemoryDisk::default()),
+        };
+        let claim = match &config.dir {
+            Some(dir) => Some(Claim::take(dir).await?),
+            None => None,
         };
         snapshot::sweep_unfinished(&*disk)?;
         let data = Data::open(&*disk, &config).await?;
@@ -152,6 +159,7 @@ impl Store {
             reads,
             receiving: tokio::sync::Mutex::default(),
             stopped: watch::Sender::new(false),
+            _claim: claim,
         };
         let store = Store { inner: Arc::new(inner) };
         tokio::spawn(answer_reads(shared.clone(), read_queue));
