@@ -9,11 +9,15 @@ use crate::transport;
 use crate::types::*;
 use raft::eraftpb::ConfChangeType;
 use skiff_proto::store as pb;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A learner may vote once it lacks no more than this many entries.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A member that starts and hears of no leader for so long asks around. Longer than an election takes.
+const UNHEARD_MAX: Duration = Duration::from_millis(1500);
+const CALL_MAX: Duration = Duration::from_secs(1);
 
 /// A change that an operator asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,6 +119,9 @@ impl Store {
                 let name = if member.name.is_empty() { old.name } else { member.name };
                 let client_addr = if member.client_addr.is_empty() { old.client_addr } else { member.client_addr };
                 let member = Member { name, client_addr, learner: old.learner, ..member };
+                if self.record(member.id).as_ref() == Some(&member) {
+                    return Ok(());
+                }
                 self.submit(0, Kind::Member(member)).await.map(|_| ())
             }
         }
@@ -150,6 +157,35 @@ impl Store {
     pub(crate) fn awaited(&self, peer_addr: &str) -> Option<Member> {
         let machine = self.shared().look();
         machine.members.values().find(|m| m.peer_addr == peer_addr && m.name.is_empty()).cloned()
+    }
+
+    /// Tells the other members, wherever this one knows them, at which address it is now. Whoever leads may be dialling the one of before
+    /// its restart, so that this member hears of no leader that it could tell in the usual way.
+    async fn call_out(&self, this: &Member) {
+        for other in self.members().into_iter().filter(|m| m.id != this.id) {
+            let Some(channel) = self.transport().channel_to(other.id) else { continue };
+            let change = Some(pb::change_request::Change::Update(member_to_pb(this)));
+            let mut client = transport::client(channel);
+            let told = tokio::time::timeout(CALL_MAX, client.change(pb::ChangeRequest { change })).await;
+            // Only the leader takes it.
+            if let Ok(Ok(answer)) = told
+                && !answer.get_ref().refused
+            {
+                return;
+            }
+        }
+    }
+
+    /// Whether a member that still sends messages has been removed, as far as this one can be sure: only a leader is, and one that
+    /// has seen all that came before it.
+    pub(crate) fn was_removed(&self, id: MemberId) -> bool {
+        let shared = self.shared();
+        let sure = shared.has_lease() && shared.has_applied(shared.committed_index.load(Ordering::Acquire));
+        let machine = shared.look();
+        let knows = |c: &[MemberId]| c.contains(&id);
+        let conf = &machine.conf_state;
+        sure && !machine.members.contains_key(&id)
+            && ![&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].into_iter().any(|c| knows(c))
     }
 
     async fn remove(&self, id: MemberId) -> Result<(), Error> {
@@ -277,10 +313,19 @@ pub async fn lead(store: Store) {
 
 /// Tells the group this member's name and addresses, where they changed with this start.
 pub async fn announce(store: Store, mut this: Member) {
-    let mut leadership = store.leadership();
+    let (mut leadership, mut stopped) = (store.leadership(), store.stopped());
     loop {
-        if leadership.wait_for(|l| l.leader.is_some()).await.is_err() || *store.stopped().borrow() {
-            return;
+        let led = tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            led = tokio::time::timeout(UNHEARD_MAX, leadership.wait_for(|l| l.leader.is_some())) => led.map(|led| led.is_ok()),
+        };
+        match led {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => {
+                store.call_out(&this).await;
+                continue;
+            }
         }
         if let Some(known) = store.record(this.id) {
             this.learner = known.learner;

@@ -8,6 +8,7 @@ use crate::command::member_to_pb;
 use crate::disk::Disk;
 use crate::driver::{Outbox, Shared, lock};
 use crate::error::MemberCode;
+use crate::peer::REMOVED;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
 use crate::types::*;
@@ -215,10 +216,15 @@ async fn send_messages(
             }
         };
         let ended = tokio::select! {
-            ended = call => ended.err().map(|status| why(&status)),
+            ended = call => ended.err(),
             () = pump => None,
         };
         let Some(shared) = shared.upgrade() else { return };
+        if ended.as_ref().is_some_and(|s| s.code() == tonic::Code::PermissionDenied && s.message() == REMOVED) {
+            shared.fail(format!("{REMOVED}, says member {to:x} at {addr}. To take it in again, start it with an empty data directory and --join"));
+            return;
+        }
+        let ended = ended.map(|status| why(&status));
         // A peer that is down is tried for ever; each reason is told once, and anew after it was up.
         if begun.elapsed() > UP_MIN {
             told = None;
@@ -373,7 +379,13 @@ pub async fn join(
                     let (code, problem) = (MemberCode::NameTaken, e.message().to_owned());
                     return Err(crate::error::Error::Member { id: member.id, code, problem });
                 }
-                Err(e) => problem = format!("{addr}: {}", why(&e)),
+                Err(e) => {
+                    problem = format!("{addr}: {}", why(&e));
+                    // In TLS 1.3 whoever is turned away often hears nothing but the end of the connection.
+                    if std::error::Error::source(&e).is_some() && !problem.contains("refused") {
+                        problem.push_str(" (do both sides use TLS for peers, with certificates of one authority?)");
+                    }
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
