@@ -3,11 +3,12 @@
 
 use crate::command::{Kind, member_from_pb, member_to_pb};
 use crate::error::{Error, MemberCode};
+use crate::peer::REMOVED;
 use crate::replica::{Input, single_change};
 use crate::store::{REQUEST_TIMEOUT, Store};
 use crate::transport;
 use crate::types::*;
-use raft::eraftpb::ConfChangeType;
+use raft::eraftpb::{ConfChangeType, ConfState};
 use skiff_proto::store as pb;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -114,7 +115,12 @@ impl Store {
             MemberChange::Remove(id) => self.remove(id).await,
             MemberChange::Promote(id) => self.promote(id).await,
             MemberChange::Update(member) => {
-                let old = self.record(member.id).ok_or_else(|| unknown(member.id))?;
+                let old = match self.record(member.id) {
+                    Some(old) => old,
+                    None if self.was_removed(member.id) => return Err(unknown(member.id)),
+                    // It may be in what this leader has not seen yet.
+                    None => return Err(Error::NotLeader),
+                };
                 self.check_address(&member)?;
                 let name = if member.name.is_empty() { old.name } else { member.name };
                 let client_addr = if member.client_addr.is_empty() { old.client_addr } else { member.client_addr };
@@ -168,9 +174,11 @@ impl Store {
             let mut client = transport::client(channel);
             let told = tokio::time::timeout(CALL_MAX, client.change(pb::ChangeRequest { change })).await;
             // Only the leader takes it.
-            if let Ok(Ok(answer)) = told
-                && !answer.get_ref().refused
-            {
+            let Some(answer) = told.ok().and_then(Result::ok).map(tonic::Response::into_inner) else { continue };
+            if answer.code == MemberCode::NotFound.word() {
+                return self.shared().fail(removed(&format!("member {:x}", other.id)));
+            }
+            if !answer.refused {
                 return;
             }
         }
@@ -182,10 +190,7 @@ impl Store {
         let shared = self.shared();
         let sure = shared.has_lease() && shared.has_applied(shared.committed_index.load(Ordering::Acquire));
         let machine = shared.look();
-        let knows = |c: &[MemberId]| c.contains(&id);
-        let conf = &machine.conf_state;
-        sure && !machine.members.contains_key(&id)
-            && ![&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].into_iter().any(|c| knows(c))
+        sure && !machine.members.contains_key(&id) && !in_any_half(&machine.conf_state, id)
     }
 
     async fn remove(&self, id: MemberId) -> Result<(), Error> {
@@ -275,6 +280,35 @@ impl Store {
             ConfChangeType::RemoveNode => !votes && !learns,
         }
     }
+}
+
+/// Why a member that was removed stops.
+pub(crate) fn removed(who: &str) -> String {
+    format!("{REMOVED}, says {who}. To take it in again, start it with an empty data directory and --join")
+}
+
+/// Stops a member that finds its own removal in the log: it hears of nothing any more, and would wait for a leader for ever.
+pub async fn leave_when_removed(store: Store) {
+    let mut stopped = store.stopped();
+    let mut belonged = false;
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let belongs = {
+            let machine = store.shared().look();
+            machine.members.contains_key(&store.id()) || in_any_half(&machine.conf_state, store.id())
+        };
+        if belonged && !belongs {
+            return store.shared().fail(removed("its own log"));
+        }
+        belonged = belongs;
+    }
+}
+
+fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
+    [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].into_iter().any(|half| half.contains(&id))
 }
 
 fn unknown(id: MemberId) -> Error {

@@ -168,6 +168,7 @@ impl Store {
             store.serve_peers(listener, config.tls)?;
         }
         tokio::spawn(membership::lead(store.clone()));
+        tokio::spawn(membership::leave_when_removed(store.clone()));
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
         tokio::spawn(membership::announce(store.clone(), data.member));

@@ -8,6 +8,7 @@ use crate::command::member_to_pb;
 use crate::disk::Disk;
 use crate::driver::{Outbox, Shared, lock};
 use crate::error::MemberCode;
+use crate::membership::removed;
 use crate::peer::REMOVED;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
@@ -221,8 +222,7 @@ async fn send_messages(
         };
         let Some(shared) = shared.upgrade() else { return };
         if ended.as_ref().is_some_and(|s| s.code() == tonic::Code::PermissionDenied && s.message() == REMOVED) {
-            shared.fail(format!("{REMOVED}, says member {to:x} at {addr}. To take it in again, start it with an empty data directory and --join"));
-            return;
+            return shared.fail(removed(&format!("member {to:x} at {addr}")));
         }
         let ended = ended.map(|status| why(&status));
         // A peer that is down is tried for ever; each reason is told once, and anew after it was up.

@@ -65,7 +65,8 @@ async fn recover() -> anyhow::Result<()> {
     if let Some(leader) = servers.next() {
         leader.kill().await?;
     }
-    for server in servers {
+    let left: Vec<_> = servers.collect();
+    for server in &left {
         ctl(server.endpoint(), &["put", &format!("after/{}", server.plan.name), "1"]).await?;
     }
     Ok(())

@@ -63,7 +63,7 @@ async fn clients() -> anyhow::Result<()> {
     let args = save(&theirs.file(&dir), "alice");
     holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownIssuer"])?;
     let args = save(&ca, "mallory");
-    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "certificate"])?;
+    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownCA"])?;
     server.terminate().await?;
     Ok(())
 }

@@ -145,7 +145,10 @@ fn failed(url: &str, status: &tonic::Status) -> anyhow::Error {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
         cause = error.source();
     }
     anyhow::anyhow!("taking a snapshot from {url}: {text}")
