@@ -329,7 +329,7 @@ async fn events_share_a_lease_and_end_together() {
     }
     deleted.sort();
     assert_eq!(deleted, [(bytes("/registry/events/e0"), true), (bytes("/registry/events/e2"), true)]);
-    let none = server.kv().txn(pb::TxnRequest {
+    let txn = pb::TxnRequest {
         compare: vec![compare_mod("/registry/events/e9", 0)],
         success: vec![op(pb::request_op::Request::RequestPut(pb::PutRequest {
             key: bytes("/registry/events/e9"),
@@ -337,8 +337,8 @@ async fn events_share_a_lease_and_end_together() {
             ..Default::default()
         }))],
         failure: Vec::new(),
-    });
-    assert_eq!(none.await.unwrap_err().message(), "etcdserver: requested lease not found");
+    };
+    assert_eq!(server.kv().txn(txn).await.unwrap_err().message(), "etcdserver: requested lease not found");
     server.member.stop().await;
 }
 
