@@ -11,6 +11,7 @@
 //! changes of thread a write. A thread that meets an error it cannot continue after stops the replica; the process goes
 //! on without it.
 
+use crate::claim::Claim;
 use crate::apply::{Applier, ToApply, apply_thread};
 use crate::clock::Clock;
 use crate::command::Proposal;
@@ -165,15 +166,20 @@ pub fn start(
     inbox: Receiver<Wake>,
     outbox: Arc<dyn Outbox>,
     tick: Duration,
+    claim: Option<Claim>,
 ) -> std::io::Result<()> {
+    // The directory is claimed for as long as any of the threads may write.
+    let claim = Arc::new(claim);
     let (raft, queues) = assemble(shared.clone(), replica, log, outbox);
     let spawn = |name: &str, shared: Arc<Shared>, body: Box<dyn FnOnce() -> Result<(), String> + Send>| {
-        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || match std::panic::catch_unwind(
-            std::panic::AssertUnwindSafe(body),
-        ) {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => shared.fail(why),
-            Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
+        let claim = claim.clone();
+        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || {
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => shared.fail(why),
+                Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
+            }
+            drop(claim);
         })
     };
     let Queues { disk, to_disk, applier, to_apply } = queues;

@@ -69,8 +69,6 @@ struct Inner {
     reads: mpsc::Sender<oneshot::Sender<Result<u64, Error>>>,
     receiving: tokio::sync::Mutex<()>,
     stopped: watch::Sender<bool>,
-    /// Nobody else works on the data directory while this is held.
-    _claim: Option<Claim>,
 }
 
 impl Store {
@@ -147,7 +145,7 @@ impl Store {
         let transport = Transport::new(config.tls.clone(), seeds);
         transport.attach(&shared);
         let outbox: Arc<dyn Outbox> = Arc::new(transport.clone());
-        driver::start(shared.clone(), replica, log, wakes, outbox, TICK).context("starting the store's threads")?;
+        driver::start(shared.clone(), replica, log, wakes, outbox, TICK, claim).context("starting the store's threads")?;
         let (reads, read_queue) = mpsc::channel(4096);
         let inner = Inner {
             shared: shared.clone(),
@@ -159,7 +157,6 @@ impl Store {
             reads,
             receiving: tokio::sync::Mutex::default(),
             stopped: watch::Sender::new(false),
-            _claim: claim,
         };
         let store = Store { inner: Arc::new(inner) };
         tokio::spawn(answer_reads(shared.clone(), read_queue));
