@@ -59,7 +59,10 @@ fn lock(file: &File, dir: &Path) -> anyhow::Result<bool> {
 }
 
 fn taken(dir: &Path) -> String {
-    format!("a member runs on the data directory {} at the moment; stop it first, or give another directory", dir.display())
+    format!(
+        "a member runs on the data directory {} at the moment; stop it first, or give another directory",
+        dir.display()
+    )
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@
 //! changes of thread a write. A thread that meets an error it cannot continue after stops the replica; the process goes
 //! on without it.
 
-use crate::claim::Claim;
 use crate::apply::{Applier, ToApply, apply_thread};
+use crate::claim::Claim;
 use crate::clock::Clock;
 use crate::command::Proposal;
 use crate::disk::Disk;
@@ -22,8 +22,8 @@ use crate::lessor::Lessor;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::pending::Pending;
-use crate::sizes::Sizes;
 use crate::replica::{Authority, Input, Output, Persist, Replica};
+use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::types::*;
 use raft::eraftpb::Message;

@@ -308,7 +308,9 @@ pub async fn leave_when_removed(store: Store) {
 }
 
 fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
-    [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].into_iter().any(|half| half.contains(&id))
+    [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
+        .into_iter()
+        .any(|half| half.contains(&id))
 }
 
 fn unknown(id: MemberId) -> Error {

@@ -113,8 +113,9 @@ impl Store {
         snapshot::tidy(&*disk)?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;
-        let replica = Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING, Sizes::default())
-            .with_context(|| format!("starting member {id:x}"))?;
+        let replica =
+            Replica::new(id, RaftLog::new(metadata, found.hard_state, found.entries), TIMING, Sizes::default())
+                .with_context(|| format!("starting member {id:x}"))?;
         let (inbox, wakes) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             id,
@@ -145,7 +146,8 @@ impl Store {
         let transport = Transport::new(config.tls.clone(), seeds);
         transport.attach(&shared);
         let outbox: Arc<dyn Outbox> = Arc::new(transport.clone());
-        driver::start(shared.clone(), replica, log, wakes, outbox, TICK, claim).context("starting the store's threads")?;
+        driver::start(shared.clone(), replica, log, wakes, outbox, TICK, claim)
+            .context("starting the store's threads")?;
         let (reads, read_queue) = mpsc::channel(4096);
         let inner = Inner {
             shared: shared.clone(),

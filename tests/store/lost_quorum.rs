@@ -20,7 +20,8 @@ async fn recover() -> anyhow::Result<()> {
     let mut longest = (0, 0);
     for (at, plan) in plans.iter().enumerate() {
         let said = store(&["verify", &plan.data.display().to_string()]).await?;
-        let last = said.lines().find_map(|l| l.strip_prefix("log")?.split(" to ").nth(1)?.split(';').next()?.parse().ok());
+        let last =
+            said.lines().find_map(|l| l.strip_prefix("log")?.split(" to ").nth(1)?.split(';').next()?.parse().ok());
         longest = longest.max((last.unwrap_or(0u64), at));
     }
     let kept = plans.swap_remove(longest.1);
@@ -34,7 +35,10 @@ async fn recover() -> anyhow::Result<()> {
     holds(&refused.err, &["nothing was changed"])?;
     let said = store_with(&["recover", &data], "yes\n").await?;
     ensure!(said.status.success(), "{said:?}");
-    holds(&said.out, &["This will", "keep the directory as it is as", &plans[0].peer, &plans[1].peer, "--join", "done"])?;
+    holds(
+        &said.out,
+        &["This will", "keep the directory as it is as", &plans[0].peer, &plans[1].peer, "--join", "done"],
+    )?;
     ensure!(dir.sub(&format!("{}.before-recovery-1", kept.name)).exists(), "what was there is kept");
     // The old list of members in its options does no harm: the data says who it is.
     let one = kept.start().await?;

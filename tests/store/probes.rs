@@ -33,7 +33,8 @@ async fn probes() -> anyhow::Result<()> {
         server.kill().await?;
     }
     if let Some(left) = left {
-        until("it says that it is not healthy", || async { Ok(http(left.endpoint(), "/health").await?.0 == 503) }).await?;
+        until("it says that it is not healthy", || async { Ok(http(left.endpoint(), "/health").await?.0 == 503) })
+            .await?;
         holds(&http(left.endpoint(), "/health").await?.1, &[r#""health":"false""#, "LEADER"])?;
         ensure!(http(left.endpoint(), "/livez").await?.0 == 200);
         ensure!(left.metric("skiff_store_has_leader").await? == 0);

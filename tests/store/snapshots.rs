@@ -64,15 +64,20 @@ async fn one_to_three() -> anyhow::Result<()> {
     ctl(old.endpoint(), &["put", "k0", "too late"]).await?;
     let old = old.terminate().await?;
     // Three members, each from the same file.
-    let mut plans = ["x", "y", "z"].map(|name| Plan::new(&dir, name, &[])).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut plans =
+        ["x", "y", "z"].map(|name| Plan::new(&dir, name, &[])).into_iter().collect::<Result<Vec<_>, _>>()?;
     let cluster = initial_cluster(&plans);
     for plan in &mut plans {
         let data = plan.data.display().to_string();
-        let restore = ["snapshot", "restore", &by_us, "--data-dir", &data, "--name", &plan.name, "--initial-cluster", &cluster];
+        let restore =
+            ["snapshot", "restore", &by_us, "--data-dir", &data, "--name", &plan.name, "--initial-cluster", &cluster];
         let said = store(&restore).await?;
         // It says how to go on.
         let (_, command) = said.trim().split_once("start it: skiff store ").context("no next step")?;
-        ensure!(command == format!("serve --name {} --data-dir {data} --listen-peer {}", plan.name, plan.peer), "{command}");
+        ensure!(
+            command == format!("serve --name {} --data-dir {data} --listen-peer {}", plan.name, plan.peer),
+            "{command}"
+        );
         holds(&store_fails(&restore).await?, &[&data, "holds a member's data already"])?;
     }
     let servers = start_all(&plans).await?;
@@ -117,7 +122,8 @@ async fn three_to_one() -> anyhow::Result<()> {
     }
     let plan = Plan::new(&dir, "alone", &[])?;
     let data = plan.data.display().to_string();
-    store(&["snapshot", "restore", &file, "--data-dir", &data, "--advertise-peer", &plan.peer, "--bump-revision", "7"]).await?;
+    store(&["snapshot", "restore", &file, "--data-dir", &data, "--advertise-peer", &plan.peer, "--bump-revision", "7"])
+        .await?;
     let alone = plan.start().await?;
     ensure!(ctl(alone.endpoint(), &["get", "k", "--prefix", "--keys-only"]).await?.matches('k').count() == 5);
     holds(&ctl(alone.endpoint(), &["put", "k", "v", "-w", "json"]).await?, &["\"revision\":14"])?;
@@ -151,11 +157,15 @@ async fn refused() -> anyhow::Result<()> {
         ensure!(!dir.sub("restored").exists(), "nothing is made from it");
     }
     holds(&store_fails(&["snapshot", "status", &dir.arg("none.db")]).await?, &["none.db", "No such file"])?;
-    let wrong = ["snapshot", "restore", &file, "--data-dir", &data, "--name", "q", "--initial-cluster", "a=127.0.0.1:1"];
+    let wrong =
+        ["snapshot", "restore", &file, "--data-dir", &data, "--name", "q", "--initial-cluster", "a=127.0.0.1:1"];
     holds(&store_fails(&wrong).await?, &["no member of the initial cluster is called \"q\""])?;
     // Nobody there: told with the address and the cause, and no file is left.
     let (nobody, missing) = (free()?, dir.arg("missing.db"));
-    holds(&store_fails(&["snapshot", "save", &missing, "--endpoint", &nobody]).await?, &[&nobody, "Connection refused"])?;
+    holds(
+        &store_fails(&["snapshot", "save", &missing, "--endpoint", &nobody]).await?,
+        &[&nobody, "Connection refused"],
+    )?;
     let left: Vec<_> = std::fs::read_dir(dir.sub("."))?.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
     ensure!(!left.iter().any(|name| name.to_string_lossy().starts_with("missing")), "{left:?}");
     Ok(())

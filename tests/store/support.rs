@@ -185,7 +185,16 @@ impl Plan {
         let log = self.data.with_extension("log");
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
-        command.args(["store", "serve", "--name", &self.name, "--listen-client", &self.client, "--listen-peer", &self.peer]);
+        command.args([
+            "store",
+            "serve",
+            "--name",
+            &self.name,
+            "--listen-client",
+            &self.client,
+            "--listen-peer",
+            &self.peer,
+        ]);
         command.arg("--data-dir").arg(&self.data).args(&self.more);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).kill_on_drop(true);
         Ok(Server { child: command.spawn().context("starting a server")?, plan: self.clone(), log })
@@ -391,7 +400,11 @@ impl Load {
             let found: BTreeMap<_, _> =
                 answer.into_inner().kvs.into_iter().map(|kv| (text(&kv.key), text(&kv.value))).collect();
             for (key, value) in &expected {
-                ensure!(found.get(key) == Some(value), "{key}={value} was acknowledged; {endpoint} has {:?}", found.get(key));
+                ensure!(
+                    found.get(key) == Some(value),
+                    "{key}={value} was acknowledged; {endpoint} has {:?}",
+                    found.get(key)
+                );
             }
         }
         Ok(expected.len())

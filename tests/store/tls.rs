@@ -23,11 +23,16 @@ async fn clients() -> anyhow::Result<()> {
     let server = plan.spawn()?;
     let url = format!("https://{}", plan.client);
     let with = |ca: &str, name: &str| {
-        [format!("--cacert={ca}"), format!("--cert={}", path(&format!("{name}.crt"))), format!("--key={}", path(&format!("{name}.key")))]
+        [
+            format!("--cacert={ca}"),
+            format!("--cert={}", path(&format!("{name}.crt"))),
+            format!("--key={}", path(&format!("{name}.key"))),
+        ]
     };
     let alice = with(&ca, "alice");
     let alice: Vec<&str> = alice.iter().map(String::as_str).collect();
-    until("it serves", || async { Ok(ctl(&url, &[&alice[..], &["endpoint", "health"]].concat()).await.is_ok()) }).await?;
+    until("it serves", || async { Ok(ctl(&url, &[&alice[..], &["endpoint", "health"]].concat()).await.is_ok()) })
+        .await?;
     ctl(&url, &[&alice[..], &["put", "a", "1"]].concat()).await?;
     // By name as by address, and without the scheme, as etcdctl allows.
     let by_name = format!("https://localhost:{}", plan.client.rsplit(':').next().unwrap_or_default());
@@ -56,7 +61,8 @@ async fn clients() -> anyhow::Result<()> {
     let file = path("saved.db");
     let save = |ca: &str, name: &str| {
         let (certificate, key) = (path(&format!("{name}.crt")), path(&format!("{name}.key")));
-        ["snapshot", "save", &file, "--endpoint", &url, "--cacert", ca, "--cert", &certificate, "--key", &key].map(str::to_owned)
+        ["snapshot", "save", &file, "--endpoint", &url, "--cacert", ca, "--cert", &certificate, "--key", &key]
+            .map(str::to_owned)
     };
     let args = save(&ca, "alice");
     holds(&store(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &["saved 1 keys"])?;
@@ -123,7 +129,10 @@ async fn beyond_loopback() -> anyhow::Result<()> {
         let addr = addr.clone();
         let mut refused = plan.spawn()?;
         ensure!(refused.ends().await?.code() == Some(1));
-        holds(&refused.said(), &[&addr, "is not on loopback", &format!("give certificates for {whose}, or --insecure")])?;
+        holds(
+            &refused.said(),
+            &[&addr, "is not on loopback", &format!("give certificates for {whose}, or --insecure")],
+        )?;
         ensure!(!plan.data.exists(), "nothing was made");
     }
     // With --insecure it needs an address that others can dial.

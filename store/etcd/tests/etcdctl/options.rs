@@ -255,7 +255,8 @@ async fn perf() -> anyhow::Result<()> {
     let m = Member::alone(&dir).await?;
     // A minute of 150 puts a second. Whether that passes is the machine's affair; that it ends, and takes its keys away, is ours.
     let mut check = m.begin("check perf --load=s --auto-compact --auto-defrag")?;
-    let ended = tokio::time::timeout(Duration::from_secs(120), check.child.wait()).await.context("it does not end")??;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(120), check.child.wait()).await.context("it does not end")??;
     ensure!(ended.code().is_some(), "{ended}");
     same(&m.ctl("get /etcdctl-check-perf/ --prefix --keys-only").await?, "")?;
     ensure!(m.store.revision() > 1000, "it put only {} keys", m.store.revision());
