@@ -168,24 +168,37 @@ pub fn start(
     tick: Duration,
     claim: Option<Claim>,
 ) -> std::io::Result<()> {
-    // The directory is claimed for as long as any of the threads may write.
+    // The directory is claimed for as long as the log may be written.
     let claim = Arc::new(claim);
+    let (for_raft, for_disk) = (claim.clone(), claim);
     let (raft, queues) = assemble(shared.clone(), replica, log, outbox);
     let spawn = |name: &str, shared: Arc<Shared>, body: Box<dyn FnOnce() -> Result<(), String> + Send>| {
-        let claim = claim.clone();
-        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || {
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => shared.fail(why),
-                Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
-            }
-            drop(claim);
+        std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || match std::panic::catch_unwind(
+            std::panic::AssertUnwindSafe(body),
+        ) {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => shared.fail(why),
+            Err(_) => shared.fail("a broken invariant (see the panic message above)".into()),
         })
     };
     let Queues { disk, to_disk, applier, to_apply } = queues;
-    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(&disk, &to_disk)))?;
+    spawn(
+        "store-disk",
+        shared.clone(),
+        Box::new(move || {
+            let _claim = for_disk;
+            disk_thread(&disk, &to_disk)
+        }),
+    )?;
     spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&applier, &to_apply)))?;
-    spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
+    spawn(
+        "store-raft",
+        shared,
+        Box::new(move || {
+            let _claim = for_raft;
+            raft.run(&inbox, tick)
+        }),
+    )?;
     Ok(())
 }
 
