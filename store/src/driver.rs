@@ -12,6 +12,7 @@
 //! on without it.
 
 use crate::apply::{Applier, ToApply, apply_thread};
+use crate::claim::Claim;
 use crate::clock::Clock;
 use crate::command::Proposal;
 use crate::disk::Disk;
@@ -184,7 +185,11 @@ pub fn start(
     inbox: Receiver<Wake>,
     outbox: Arc<dyn Outbox>,
     tick: Duration,
+    claim: Option<Claim>,
 ) -> std::io::Result<()> {
+    // The directory is claimed for as long as the log may be written.
+    let claim = Arc::new(claim);
+    let (for_raft, for_disk) = (claim.clone(), claim);
     let (raft, queues) = assemble(shared.clone(), replica, log, outbox);
     let spawn = |name: &str, shared: Arc<Shared>, body: Box<dyn FnOnce() -> Result<(), String> + Send>| {
         std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || match std::panic::catch_unwind(
@@ -196,9 +201,23 @@ pub fn start(
         })
     };
     let Queues { disk, to_disk, applier, to_apply } = queues;
-    spawn("store-disk", shared.clone(), Box::new(move || disk_thread(disk, &to_disk)))?;
+    spawn(
+        "store-disk",
+        shared.clone(),
+        Box::new(move || {
+            let _claim = for_disk;
+            disk_thread(disk, &to_disk)
+        }),
+    )?;
     spawn("store-apply", shared.clone(), Box::new(move || apply_thread(&applier, &to_apply)))?;
-    spawn("store-raft", shared, Box::new(move || raft.run(&inbox, tick)))?;
+    spawn(
+        "store-raft",
+        shared,
+        Box::new(move || {
+            let _claim = for_raft;
+            raft.run(&inbox, tick)
+        }),
+    )?;
     Ok(())
 }
 

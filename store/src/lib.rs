@@ -16,6 +16,7 @@ mod bugs;
 
 mod apply;
 mod background;
+mod claim;
 mod clock;
 mod command;
 mod config;

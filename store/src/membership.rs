@@ -3,17 +3,22 @@
 
 use crate::command::{Kind, member_from_pb, member_to_pb};
 use crate::error::{Error, MemberCode};
+use crate::peer::REMOVED;
 use crate::replica::{Input, single_change};
 use crate::store::{REQUEST_TIMEOUT, Store};
 use crate::transport;
 use crate::types::*;
-use raft::eraftpb::ConfChangeType;
+use raft::eraftpb::{ConfChangeType, ConfState};
 use skiff_proto::store as pb;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A learner may vote once it lacks no more than this many entries.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A member that starts and hears of no leader for so long asks around. Longer than an election takes.
+const UNHEARD_MAX: Duration = Duration::from_millis(1500);
+const CALL_MAX: Duration = Duration::from_secs(1);
 
 /// A change that an operator asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,11 +115,19 @@ impl Store {
             MemberChange::Remove(id) => self.remove(id).await,
             MemberChange::Promote(id) => self.promote(id).await,
             MemberChange::Update(member) => {
-                let old = self.record(member.id).ok_or_else(|| unknown(member.id))?;
+                let old = match self.record(member.id) {
+                    Some(old) => old,
+                    None if self.was_removed(member.id) => return Err(unknown(member.id)),
+                    // It may be in what this leader has not seen yet.
+                    None => return Err(Error::NotLeader),
+                };
                 self.check_address(&member)?;
                 let name = if member.name.is_empty() { old.name } else { member.name };
                 let client_addr = if member.client_addr.is_empty() { old.client_addr } else { member.client_addr };
                 let member = Member { name, client_addr, learner: old.learner, ..member };
+                if self.record(member.id).as_ref() == Some(&member) {
+                    return Ok(());
+                }
                 self.submit(0, Kind::Member(member)).await.map(|_| ())
             }
         }
@@ -150,6 +163,34 @@ impl Store {
     pub(crate) fn awaited(&self, peer_addr: &str) -> Option<Member> {
         let machine = self.shared().look();
         machine.members.values().find(|m| m.peer_addr == peer_addr && m.name.is_empty()).cloned()
+    }
+
+    /// Tells the other members, wherever this one knows them, at which address it is now. Whoever leads may be dialling the one of before
+    /// its restart, so that this member hears of no leader that it could tell in the usual way.
+    async fn call_out(&self, this: &Member) {
+        for other in self.members().into_iter().filter(|m| m.id != this.id) {
+            let Some(channel) = self.transport().channel_to(other.id) else { continue };
+            let change = Some(pb::change_request::Change::Update(member_to_pb(this)));
+            let mut client = transport::client(channel);
+            let told = tokio::time::timeout(CALL_MAX, client.change(pb::ChangeRequest { change })).await;
+            // Only the leader takes it.
+            let Some(answer) = told.ok().and_then(Result::ok).map(tonic::Response::into_inner) else { continue };
+            if answer.code == MemberCode::NotFound.word() {
+                return self.shared().fail(removed(&format!("member {:x}", other.id)));
+            }
+            if !answer.refused {
+                return;
+            }
+        }
+    }
+
+    /// Whether a member that still sends messages has been removed, as far as this one can be sure: only a leader is, and one that
+    /// has seen all that came before it.
+    pub(crate) fn was_removed(&self, id: MemberId) -> bool {
+        let shared = self.shared();
+        let sure = shared.has_lease() && shared.has_applied(shared.committed_index.load(Ordering::Acquire));
+        let machine = shared.look();
+        sure && !machine.members.contains_key(&id) && !in_any_half(&machine.conf_state, id)
     }
 
     async fn remove(&self, id: MemberId) -> Result<(), Error> {
@@ -241,6 +282,37 @@ impl Store {
     }
 }
 
+/// Why a member that was removed stops.
+pub(crate) fn removed(who: &str) -> String {
+    format!("{REMOVED}, says {who}. To take it in again, start it with an empty data directory and --join")
+}
+
+/// Stops a member that finds its own removal in the log: it hears of nothing any more, and would wait for a leader for ever.
+pub async fn leave_when_removed(store: Store) {
+    let mut stopped = store.stopped();
+    let mut belonged = false;
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let belongs = {
+            let machine = store.shared().look();
+            machine.members.contains_key(&store.id()) || in_any_half(&machine.conf_state, store.id())
+        };
+        if belonged && !belongs {
+            return store.shared().fail(removed("its own log"));
+        }
+        belonged = belongs;
+    }
+}
+
+fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
+    [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
+        .into_iter()
+        .any(|half| half.contains(&id))
+}
+
 fn unknown(id: MemberId) -> Error {
     refuse(id, MemberCode::NotFound, "there is no such member")
 }
@@ -277,10 +349,19 @@ pub async fn lead(store: Store) {
 
 /// Tells the group this member's name and addresses, where they changed with this start.
 pub async fn announce(store: Store, mut this: Member) {
-    let mut leadership = store.leadership();
+    let (mut leadership, mut stopped) = (store.leadership(), store.stopped());
     loop {
-        if leadership.wait_for(|l| l.leader.is_some()).await.is_err() || *store.stopped().borrow() {
-            return;
+        let led = tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            led = tokio::time::timeout(UNHEARD_MAX, leadership.wait_for(|l| l.leader.is_some())) => led.map(|led| led.is_ok()),
+        };
+        match led {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => {
+                store.call_out(&this).await;
+                continue;
+            }
         }
         if let Some(known) = store.record(this.id) {
             this.learner = known.learner;

@@ -4,6 +4,7 @@
 //! A snapshot that leaves the store is the store's own file, padded to a multiple of 512 bytes, and a SHA-256 of all that behind it:
 //! the frame in which etcd's clients expect one.
 
+use crate::claim::Claim;
 use crate::command::decode_batch;
 use crate::config::{self, Group, Peer};
 use crate::disk::{Disk, RealDisk};
@@ -88,11 +89,17 @@ pub fn snapshot_status(file: &Path) -> anyhow::Result<SnapshotStatus> {
         hash: digest(&machine),
         revision: machine.kv.revision(),
         compacted: machine.kv.compacted(),
-        keys: machine.kv.key_count(),
+        keys: live_keys(&machine),
         leases: machine.kv.leases().count(),
         size_bytes: std::fs::metadata(file)?.len(),
         members: machine.members.into_values().collect(),
     })
+}
+
+/// Keys that are not deleted.
+fn live_keys(machine: &Machine) -> usize {
+    let request = RangeRequest { range: KeyRange::prefix(""), count_only: true, ..Default::default() };
+    machine.kv.range(&request).map_or(0, |found| found.count)
 }
 
 fn digest(machine: &Machine) -> u32 {
@@ -167,7 +174,7 @@ pub struct Report {
     pub entries: Option<(u64, u64)>,
     pub committed: u64,
     pub term: Term,
-    /// With the log applied to the end of what is known to be committed.
+    /// With the whole log applied: a member learns only later what of its end was committed.
     pub revision: Revision,
     pub hash: u32,
     /// Bytes at the end of the log that a crash left half written; the next start cuts them off.
@@ -178,10 +185,17 @@ pub struct Report {
 struct Loaded {
     report: Report,
     machine: Machine,
+    /// Until this is dropped, no member can start on the directory.
+    _claim: Option<Claim>,
 }
 
-fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
+fn read_dir(dir: &Path) -> anyhow::Result<Loaded> {
     ensure!(config::has_data(dir), "{} holds no member's data", dir.display());
+    let claim = Claim::look(dir)?;
+    look(dir, claim).with_context(|| format!("the data directory {}", dir.display()))
+}
+
+fn look(dir: &Path, claim: Option<Claim>) -> anyhow::Result<Loaded> {
     let disk = Arc::new(RealDisk::new(dir.to_owned())?);
     let (cluster_id, member_id) = config::read_identity(&*disk)?;
     let file = snapshot::newest(&*disk)?
@@ -202,7 +216,7 @@ fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
     }
     let committed = found.hard_state.commit.max(snapshot_index);
     let range = entries.first().zip(entries.last()).map(|(a, b)| (a.index, b.index));
-    for entry in entries.into_iter().filter(|e| uncommitted_too || e.index <= committed) {
+    for entry in entries {
         if entry.get_entry_type() == EntryType::EntryNormal {
             let commands =
                 decode_batch(entry.data.clone()).with_context(|| format!("entry {} of the log", entry.index))?;
@@ -223,12 +237,12 @@ fn read_dir(dir: &Path, uncommitted_too: bool) -> anyhow::Result<Loaded> {
         hash: digest(&machine),
         torn_bytes: found.torn_bytes,
     };
-    Ok(Loaded { report, machine })
+    Ok(Loaded { report, machine, _claim: claim })
 }
 
 /// Reads everything in a data directory that no member runs on, checks every record, and changes nothing.
 pub fn verify(dir: &Path) -> anyhow::Result<Report> {
-    read_dir(dir, false).map(|loaded| loaded.report)
+    read_dir(dir).map(|loaded| loaded.report)
 }
 
 /// What a recovery will do, or did.
@@ -247,7 +261,7 @@ pub struct Recovery {
 /// Makes a group of one from the data of a member whose group has lost its majority for good. With `carry_out` false it only says
 /// what it would do. The new group has a new id, so that survivors of the old one cannot disturb it.
 pub fn recover(dir: &Path, peer_addr: Option<&str>, carry_out: bool) -> anyhow::Result<Recovery> {
-    let Loaded { report, mut machine } = read_dir(dir, true)?;
+    let Loaded { report, mut machine, _claim } = read_dir(dir)?;
     let id = report.member_id;
     let mut member = machine.members.get(&id).cloned().with_context(|| {
         format!("member {id:x} is not in its own group's list of members: it was removed, and its data is no base for a recovery")

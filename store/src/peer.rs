@@ -11,7 +11,13 @@ use raft::eraftpb::Message;
 use skiff_proto::store as pb;
 use skiff_proto::store::peer_server::Peer;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
+
+/// How often it is looked whether a peer still belongs to the group.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// What a member is told that is no member any more; it stops then.
+pub const REMOVED: &str = "this member was removed from the store's group";
 
 /// Serves a store to its peers.
 pub struct PeerService {
@@ -36,7 +42,7 @@ fn decode(bytes: &[u8]) -> Result<Box<Message>, Status> {
 impl Peer for PeerService {
     async fn messages(&self, request: Request<Streaming<pb::RaftMessages>>) -> Result<Response<pb::Empty>, Status> {
         let mut stream = request.into_inner();
-        let mut from = 0;
+        let (mut from, mut looked) = (0, None::<Instant>);
         loop {
             match stream.message().await {
                 Ok(Some(item)) => {
@@ -44,6 +50,12 @@ impl Peer for PeerService {
                         return Err(Status::failed_precondition("these messages are of another cluster"));
                     }
                     from = item.from;
+                    if looked.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
+                        looked = Some(Instant::now());
+                        if self.store.was_removed(from) {
+                            return Err(Status::permission_denied(REMOVED));
+                        }
+                    }
                     for message in item.messages {
                         self.shared().input(Input::Message(decode(&message)?));
                     }

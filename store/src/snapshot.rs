@@ -153,7 +153,7 @@ pub fn received(disk: &dyn Disk, cluster_id: u64, index: u64) -> Result<(), Stri
 
 /// The header and the pairs in a snapshot's bytes; anything behind the last record is not looked at.
 pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
-    let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header".into()) };
+    let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header at byte 0".into()) };
     let header = pb::SnapshotHeader::decode(payload).map_err(|e| e.to_string())?;
     if header.format > crate::command::COMMAND_FORMAT {
         return Err(format!("its format {} is newer than this version of Skiff", header.format));

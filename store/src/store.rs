@@ -3,6 +3,7 @@
 //! A write goes to the leader, wherever that is, and is answered once *this* member has applied it; so a read that follows on the
 //! same member sees it. While the leader is being replaced, the same command is sent again: the machine applies it once.
 
+use crate::claim::Claim;
 use crate::clock::BootClock;
 use crate::command::{Command, Kind, Proposal};
 use crate::config::{Config, Data, Limits};
@@ -86,6 +87,10 @@ impl Store {
             ),
             None => Arc::new(MemoryDisk::default()),
         };
+        let claim = match &config.dir {
+            Some(dir) => Some(Claim::take(dir).await?),
+            None => None,
+        };
         snapshot::sweep_unfinished(&*disk)?;
         let data = Data::open(&*disk, &config).await?;
         let seeds: HashMap<_, _> = data.seeds.iter().map(|m| (m.id, m.peer_addr.clone())).collect();
@@ -142,7 +147,8 @@ impl Store {
         let transport = Transport::new(config.tls.clone(), seeds);
         transport.attach(&shared);
         let outbox: Arc<dyn Outbox> = Arc::new(transport.clone());
-        driver::start(shared.clone(), replica, log, wakes, outbox, TICK).context("starting the store's threads")?;
+        driver::start(shared.clone(), replica, log, wakes, outbox, TICK, claim)
+            .context("starting the store's threads")?;
         let (reads, read_queue) = mpsc::channel(4096);
         let inner = Inner {
             shared: shared.clone(),
@@ -162,6 +168,7 @@ impl Store {
             store.serve_peers(listener, config.tls)?;
         }
         tokio::spawn(membership::lead(store.clone()));
+        tokio::spawn(membership::leave_when_removed(store.clone()));
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
         tokio::spawn(membership::announce(store.clone(), data.member));

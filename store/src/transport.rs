@@ -8,6 +8,8 @@ use crate::command::member_to_pb;
 use crate::disk::Disk;
 use crate::driver::{Outbox, Shared, lock};
 use crate::error::MemberCode;
+use crate::membership::removed;
+use crate::peer::REMOVED;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
 use crate::types::*;
@@ -27,6 +29,8 @@ const CHUNK_BYTES: usize = 512 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+/// A stream that lasted as long reached its peer.
+const UP_MIN: Duration = Duration::from_secs(3);
 /// gRPC's limit on one message; an entry is far smaller.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -135,6 +139,7 @@ impl Transport {
         let (queue, messages) = mpsc::channel(QUEUE_MAX);
         self.inner.runtime.spawn(send_messages(
             id,
+            addr.clone(),
             (shared.id, shared.cluster_id),
             channel.clone(),
             messages,
@@ -164,17 +169,33 @@ impl Outbox for Transport {
     }
 }
 
+/// What a failed call says, down to its first cause: "transport error" alone helps nobody.
+fn why(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Keeps a stream of messages to one peer open until the transport forgets the peer.
 async fn send_messages(
     to: MemberId,
+    addr: String,
     (from, cluster_id): (MemberId, u64),
     channel: Channel,
     mut messages: mpsc::Receiver<Message>,
     shared: Weak<Shared>,
 ) {
-    let mut retry = RETRY_MIN;
+    let (mut retry, mut told) = (RETRY_MIN, None);
     while let Some(first) = messages.recv().await {
         let (stream, items) = mpsc::channel::<pb::RaftMessages>(16);
+        let begun = tokio::time::Instant::now();
         let call = async {
             let stream = tokio_stream::wrappers::ReceiverStream::new(items);
             client(channel.clone()).messages(stream).await
@@ -195,11 +216,23 @@ async fn send_messages(
                 next = messages.recv().await;
             }
         };
-        tokio::select! {
-            _ = call => {}
-            () = pump => {}
-        }
+        let ended = tokio::select! {
+            ended = call => ended.err(),
+            () = pump => None,
+        };
         let Some(shared) = shared.upgrade() else { return };
+        if ended.as_ref().is_some_and(|s| s.code() == tonic::Code::PermissionDenied && s.message() == REMOVED) {
+            return shared.fail(removed(&format!("member {to:x} at {addr}")));
+        }
+        let ended = ended.map(|status| why(&status));
+        // A peer that is down is tried for ever; each reason is told once, and anew after it was up.
+        if begun.elapsed() > UP_MIN {
+            told = None;
+        }
+        if let Some(problem) = ended.filter(|p| told.as_ref() != Some(p)) {
+            tracing::warn!("member {to:x} at {addr} takes no messages: {problem}");
+            told = Some(problem);
+        }
         shared.input(Input::Unreachable(to));
         drop(shared);
         tokio::time::sleep(retry).await;
@@ -221,7 +254,7 @@ async fn send_snapshot(shared: Arc<Shared>, channel: Channel, message: Message) 
     let read = read.await;
     let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
     if let Err(e) = sent {
-        tracing::info!("sending a snapshot to member {to:x} failed: {}", e.message());
+        tracing::info!("sending a snapshot to member {to:x} failed: {}", why(&e));
     }
     shared.input(Input::SnapshotSent(to, ok));
 }
@@ -346,7 +379,13 @@ pub async fn join(
                     let (code, problem) = (MemberCode::NameTaken, e.message().to_owned());
                     return Err(crate::error::Error::Member { id: member.id, code, problem });
                 }
-                Err(e) => problem = format!("{addr}: {}", e.message()),
+                Err(e) => {
+                    problem = format!("{addr}: {}", why(&e));
+                    // In TLS 1.3 whoever is turned away often hears nothing but the end of the connection.
+                    if std::error::Error::source(&e).is_some() && !problem.contains("refused") {
+                        problem.push_str(" (do both sides use TLS for peers, with certificates of one authority?)");
+                    }
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

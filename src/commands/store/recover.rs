@@ -27,7 +27,9 @@ fn tell(report: &skiff_store::Report) {
     println!("member     {:x}", report.member_id);
     println!("snapshot   at entry {}", report.snapshot_index);
     match report.entries {
-        Some((first, last)) => println!("log        entries {first} to {last}, committed to {}", report.committed),
+        Some((first, last)) => {
+            println!("log        entries {first} to {last}; known to be committed to {}", report.committed)
+        }
         None => println!("log        no entries behind the snapshot"),
     }
     println!("term       {}", report.term);

@@ -4,7 +4,7 @@ use super::{address, peers};
 use anyhow::{Context as _, bail, ensure};
 use skiff_etcd::{Api, ClientTls, Settings};
 use skiff_store::{Config, Limits, PeerTls, Store};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +114,15 @@ fn listen(addr: &str, whose: &str, secure: bool) -> anyhow::Result<TcpListener> 
     Ok(listener)
 }
 
+/// Where a listener can be dialled, if that can be told from where it listens.
+fn dialled(listens: SocketAddr, flag: &str) -> anyhow::Result<String> {
+    ensure!(
+        !listens.ip().is_unspecified(),
+        "{listens} is every address of this machine and none that others could dial: say with {flag} where they reach it"
+    );
+    Ok(listens.to_string())
+}
+
 impl ServeArgs {
     fn peer_tls(&self) -> anyhow::Result<Option<PeerTls>> {
         let (Some(certificate), Some(key), Some(ca)) =
@@ -139,10 +148,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let client_listener = listen(&args.listen_client, "clients", args.insecure || client_tls.is_some())?;
     let (peer_bound, client_bound) = (peer_listener.local_addr()?, client_listener.local_addr()?);
     let scheme = if client_tls.is_some() { "https" } else { "http" };
-    let client_url = args.advertise_client.clone().unwrap_or_else(|| format!("{scheme}://{client_bound}"));
+    let client_url = match &args.advertise_client {
+        Some(url) => url.clone(),
+        None => format!("{scheme}://{}", dialled(client_bound, "--advertise-client")?),
+    };
     let peer_addr = match &args.advertise_peer {
         Some(addr) => address(addr)?,
-        None => peer_bound.to_string(),
+        None => dialled(peer_bound, "--advertise-peer")?,
     };
     let initial = args.initial_cluster.as_deref().map(peers).transpose()?.unwrap_or_default();
     if !initial.is_empty() && !initial.iter().any(|p| p.addr == peer_addr) {

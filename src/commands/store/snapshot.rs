@@ -7,7 +7,7 @@ use skiff_proto::etcd::etcdserverpb as pb;
 use skiff_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use skiff_store::RestoreOptions;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// Take, check and restore snapshots of the store
@@ -123,18 +123,50 @@ async fn save(args: SaveArgs) -> anyhow::Result<()> {
     }
     let channel = endpoint.connect().await.with_context(|| format!("connecting to {url}"))?;
     let mut client = MaintenanceClient::new(channel).max_decoding_message_size(64 << 20);
-    let mut stream = client.snapshot(pb::SnapshotRequest {}).await.context("asking for a snapshot")?.into_inner();
-    let unfinished = args.file.with_extension("part");
-    let mut file = std::fs::File::create(&unfinished).with_context(|| format!("creating {}", unfinished.display()))?;
+    let mut stream = client.snapshot(pb::SnapshotRequest {}).await.map_err(|e| failed(&url, &e))?.into_inner();
+    let unfinished = Unfinished::beside(&args.file);
+    let path = &unfinished.0;
+    let mut file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let (mut size, mut left) = (0, u64::MAX);
-    while let Some(chunk) = stream.message().await.context("receiving the snapshot")? {
-        file.write_all(&chunk.blob).with_context(|| format!("writing {}", unfinished.display()))?;
+    while let Some(chunk) = stream.message().await.map_err(|e| failed(&url, &e))? {
+        file.write_all(&chunk.blob).with_context(|| format!("writing {}", path.display()))?;
         (size, left) = (size + chunk.blob.len(), chunk.remaining_bytes);
     }
     ensure!(left == 0, "the member ended the snapshot {left} bytes before its end; try again");
-    file.sync_all()?;
-    let status = skiff_store::snapshot_status(&unfinished)?;
-    std::fs::rename(&unfinished, &args.file)?;
+    file.sync_all().with_context(|| format!("writing {}", path.display()))?;
+    let status = skiff_store::snapshot_status(path)?;
+    std::fs::rename(path, &args.file).with_context(|| format!("naming the snapshot {}", args.file.display()))?;
     println!("saved {} keys at revision {}, {size} bytes, to {}", status.keys, status.revision, args.file.display());
     Ok(())
+}
+
+/// A failed call, down to its cause.
+fn failed(url: &str, status: &tonic::Status) -> anyhow::Error {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    anyhow::anyhow!("taking a snapshot from {url}: {text}")
+}
+
+/// A file that is being written; what is left of it goes when this does.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn beside(file: &Path) -> Self {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".part");
+        Unfinished(name.into())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }

@@ -57,9 +57,9 @@ pub async fn serve(listener: std::net::TcpListener, api: Api, tls: Option<Client
             _ = stopped.wait_for(|s| *s) => return Ok(()),
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 let _ = stream.set_nodelay(true);
-                connections.spawn(connection(stream, tls.clone(), services.clone()));
+                connections.spawn(connection(stream, from, tls.clone(), services.clone()));
             }
             Err(e) => {
                 // Out of files, most likely: those that are open will be closed some time.
@@ -70,7 +70,12 @@ pub async fn serve(listener: std::net::TcpListener, api: Api, tls: Option<Client
     }
 }
 
-async fn connection(stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>, services: Services) {
+async fn connection(
+    stream: tokio::net::TcpStream,
+    from: std::net::SocketAddr,
+    tls: Option<TlsAcceptor>,
+    services: Services,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
@@ -84,8 +89,11 @@ async fn connection(stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>, ser
     match tls {
         None => drop(builder.serve_connection(TokioIo::new(Lenient::new(stream)), services).await),
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
-                drop(builder.serve_connection(TokioIo::new(Lenient::new(stream)), services).await);
+            match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
+                Ok(Ok(stream)) => drop(builder.serve_connection(TokioIo::new(Lenient::new(stream)), services).await),
+                // Its client hears no more than that the connection ended.
+                Ok(Err(e)) => tracing::warn!("the TLS handshake with the client at {from} failed: {e}"),
+                Err(_) => tracing::debug!("the client at {from} began no TLS handshake"),
             }
         }
     }

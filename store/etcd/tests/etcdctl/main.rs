@@ -6,6 +6,7 @@
 mod cluster;
 mod data;
 mod members;
+mod options;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -22,7 +23,7 @@ fn main() {
             None => eprintln!("ignored: there is no {binary} here (Debian's package etcd-client has etcdctl)"),
         }
         let ignored = there.is_none() && std::env::var_os("CI").is_none();
-        let tables: [&[Test]; 3] = [data::TESTS, members::TESTS, cluster::TESTS];
+        let tables: [&[Test]; 4] = [data::TESTS, members::TESTS, cluster::TESTS, options::TESTS];
         let trials = tables
             .into_iter()
             .flatten()

@@ -1,0 +1,149 @@
+//! TLS towards clients and between members: the right certificate gets in, the wrong one hears why, and so does the server's log.
+
+use crate::certificates::Authority;
+use crate::support::*;
+use anyhow::ensure;
+
+pub const TESTS: &[Test] = &[
+    ("clients prove themselves by certificate", || Box::pin(clients())),
+    ("members prove themselves by certificate", || Box::pin(members())),
+    ("beyond loopback it wants certificates", || Box::pin(beyond_loopback())),
+];
+
+async fn clients() -> anyhow::Result<()> {
+    let dir = Dir::new()?;
+    let (ours, theirs) = (Authority::new(&dir, "ours")?, Authority::new(&dir, "theirs")?);
+    ours.issue(&dir, "server", &["127.0.0.1", "localhost"])?;
+    ours.issue(&dir, "alice", &[])?;
+    theirs.issue(&dir, "mallory", &[])?;
+    let path = |name: &str| dir.arg(name);
+    let (certificate, key, ca) = (path("server.crt"), path("server.key"), ours.file(&dir));
+    let more = ["--cert-file", &certificate, "--key-file", &key, "--trusted-ca-file", &ca];
+    let plan = Plan::new(&dir, "one", &more)?;
+    let server = plan.spawn()?;
+    let url = format!("https://{}", plan.client);
+    let with = |ca: &str, name: &str| {
+        [
+            format!("--cacert={ca}"),
+            format!("--cert={}", path(&format!("{name}.crt"))),
+            format!("--key={}", path(&format!("{name}.key"))),
+        ]
+    };
+    let alice = with(&ca, "alice");
+    let alice: Vec<&str> = alice.iter().map(String::as_str).collect();
+    until("it serves", || async { Ok(ctl(&url, &[&alice[..], &["endpoint", "health"]].concat()).await.is_ok()) })
+        .await?;
+    ctl(&url, &[&alice[..], &["put", "a", "1"]].concat()).await?;
+    // By name as by address, and without the scheme, as etcdctl allows.
+    let by_name = format!("https://localhost:{}", plan.client.rsplit(':').next().unwrap_or_default());
+    holds(&ctl(&by_name, &[&alice[..], &["get", "a"]].concat()).await?, &["a\n1"])?;
+    holds(&ctl(&plan.client, &[&alice[..], &["get", "a"]].concat()).await?, &["a\n1"])?;
+    holds(&ctl(&url, &[&alice[..], &["endpoint", "status", "--cluster"]].concat()).await?, &[&url])?;
+    // A certificate of another authority, none, no TLS at all: refused.
+    let mallory = with(&ca, "mallory");
+    let mallory: Vec<&str> = mallory.iter().map(String::as_str).collect();
+    let quick = ["--dial-timeout=2s", "--command-timeout=2s", "get", "a"];
+    ctl_fails(&url, &[&mallory[..], &quick].concat()).await?;
+    ctl_fails(&url, &[&[alice[0]], &quick[..]].concat()).await?;
+    ctl_fails(&format!("http://{}", plan.client), &quick).await?;
+    // A server that the client does not trust.
+    let astray = with(&theirs.file(&dir), "alice");
+    let astray: Vec<&str> = astray.iter().map(String::as_str).collect();
+    ctl_fails(&url, &[&astray[..], &quick].concat()).await?;
+    until("the log says why", || async {
+        let said = server.said();
+        Ok(said.contains("the TLS handshake with the client at 127.0.0.1:")
+            && said.contains("UnknownIssuer")
+            && said.contains("peer sent no certificates"))
+    })
+    .await?;
+    // Snapshots by the same certificates.
+    let file = path("saved.db");
+    let save = |ca: &str, name: &str| {
+        let (certificate, key) = (path(&format!("{name}.crt")), path(&format!("{name}.key")));
+        ["snapshot", "save", &file, "--endpoint", &url, "--cacert", ca, "--cert", &certificate, "--key", &key]
+            .map(str::to_owned)
+    };
+    let args = save(&ca, "alice");
+    holds(&store(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &["saved 1 keys"])?;
+    let args = save(&theirs.file(&dir), "alice");
+    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownIssuer"])?;
+    let args = save(&ca, "mallory");
+    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownCA"])?;
+    server.terminate().await?;
+    Ok(())
+}
+
+async fn members() -> anyhow::Result<()> {
+    let dir = Dir::new()?;
+    let (ours, theirs) = (Authority::new(&dir, "ours")?, Authority::new(&dir, "theirs")?);
+    ours.issue(&dir, "peer", &["skiff-store"])?;
+    ours.issue(&dir, "nameless", &["somebody"])?;
+    theirs.issue(&dir, "stranger", &["skiff-store"])?;
+    let certified = |name: &str| {
+        let files = [dir.arg(&format!("{name}.crt")), dir.arg(&format!("{name}.key")), ours.file(&dir)];
+        let [certificate, key, ca] = files;
+        ["--peer-cert-file".into(), certificate, "--peer-key-file".into(), key, "--peer-trusted-ca-file".into(), ca]
+    };
+    let peer = certified("peer");
+    let peer: Vec<&str> = peer.iter().map(String::as_str).collect();
+    let servers = start_all(&Plan::together(&dir, &["a", "b", "c"], &peer)?).await?;
+    ctl(servers[0].endpoint(), &["put", "a", "1"]).await?;
+    holds(&ctl(servers[2].endpoint(), &["get", "a"]).await?, &["1"])?;
+    let seed = &servers[0].plan.peer;
+    let joined = Plan::new(&dir, "d", &[&peer[..], &["--join", seed]].concat())?.start().await?;
+    holds(&ctl(joined.endpoint(), &["get", "a"]).await?, &["1"])?;
+    // Of another authority; with another name; without TLS. Each is told with the address and the cause, and none is let in.
+    for (name, more, expected) in [
+        ("stranger", certified("stranger").to_vec(), "with certificates of one authority?"),
+        ("plain", Vec::new(), "do both sides use TLS for peers"),
+    ] {
+        let mut plan = Plan::new(&dir, name, &["--join", seed])?;
+        plan.more.extend(more);
+        let mut outside = plan.spawn()?;
+        ensure!(outside.ends().await?.code() == Some(1));
+        holds(&outside.said(), &["could not join the store", seed, expected])?;
+        // What it did not become leaves no trace that would keep it from trying again.
+        ensure!(!dir.sub(name).join("identity").exists());
+    }
+    ensure!(ctl(servers[0].endpoint(), &["member", "list"]).await?.lines().count() == 4);
+    holds(&servers[0].said(), &["tls accept error", "UnknownIssuer"])?;
+    // One whose certificate carries another name cannot be told from a stranger.
+    let nameless = certified("nameless");
+    let nameless: Vec<&str> = nameless.iter().map(String::as_str).collect();
+    let wrong = Plan::new(&dir, "wrong", &nameless)?.start().await?;
+    let mut outside = Plan::new(&dir, "e", &[&peer[..], &["--join", &wrong.plan.peer]].concat())?.spawn()?;
+    ensure!(outside.ends().await?.code() == Some(1));
+    holds(&outside.said(), &["could not join the store", &wrong.plan.peer, "not valid for name"])?;
+    Ok(())
+}
+
+async fn beyond_loopback() -> anyhow::Result<()> {
+    let dir = Dir::new()?;
+    let port = |addr: String| addr.rsplit(':').next().unwrap_or_default().to_owned();
+    let everywhere = || Ok::<_, anyhow::Error>(format!("0.0.0.0:{}", port(free()?)));
+    for whose in ["clients", "peers"] {
+        let mut plan = Plan::new(&dir, whose, &[])?;
+        let addr = if whose == "clients" { &mut plan.client } else { &mut plan.peer };
+        *addr = everywhere()?;
+        let addr = addr.clone();
+        let mut refused = plan.spawn()?;
+        ensure!(refused.ends().await?.code() == Some(1));
+        holds(
+            &refused.said(),
+            &[&addr, "is not on loopback", &format!("give certificates for {whose}, or --insecure")],
+        )?;
+        ensure!(!plan.data.exists(), "nothing was made");
+    }
+    // With --insecure it needs an address that others can dial.
+    let mut plan = Plan::new(&dir, "insecure", &["--insecure"])?;
+    let dialled = plan.peer.clone();
+    plan.peer = format!("0.0.0.0:{}", port(dialled.clone()));
+    let mut refused = plan.spawn()?;
+    ensure!(refused.ends().await?.code() == Some(1));
+    holds(&refused.said(), &[&plan.peer, "--advertise-peer"])?;
+    plan.more.extend(["--advertise-peer".into(), dialled.clone()]);
+    let server = plan.start().await?;
+    holds(&ctl(server.endpoint(), &["member", "list"]).await?, &[&format!("http://{dialled}")])?;
+    Ok(())
+}
