@@ -4,10 +4,15 @@
 //! throughput and latency stands the server's CPU time an operation, and the floor: a call that does nothing, over the same connections.
 
 mod load;
+mod measure;
+mod pool;
 mod servers;
+mod watch;
+mod wire;
 
 use anyhow::Context as _;
-use load::{Load, Measured};
+use load::{Load, Target};
+use measure::Measured;
 use servers::Server;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,7 +58,7 @@ impl BenchArgs {
             .chain([1, 64, 256].map(Load::Get))
             .chain([1, 64].map(Load::GetSerializable))
             .chain([Load::Range(8), Load::Txn(1), Load::Txn(64), Load::Mixed(64), Load::LeaseChurn(64)])
-            .chain([Load::Watch(self.watchers)]);
+            .chain([1, 16].map(|under_way| Load::Watch(self.watchers, under_way)));
         let wanted = |load: &Load| self.only.is_empty() || self.only.iter().any(|o| load.name().contains(o));
         all.filter(wanted).collect()
     }
@@ -61,29 +66,26 @@ impl BenchArgs {
 
 /// Runs the loads and prints what came of them.
 pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
-    let time = Duration::from_secs(args.seconds);
-    if let Some(endpoint) = &args.endpoint {
-        let target = load::Target::new(endpoint, args.connections, args.value_bytes).await?;
-        println!("{}", Measured::HEADER);
-        for load in args.loads() {
-            println!("{}", load.run(&target, time, args.pid).await?.line(""));
-        }
-        return Ok(());
-    }
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let mut servers = vec![Server::skiff(&dir).await?];
+    let mut servers = Vec::new();
+    match (&args.endpoint, args.pid) {
+        (Some(endpoint), pid) => servers.push(Server::running(endpoint, pid)),
+        (None, _) => servers.push(Server::skiff(&dir).await?),
+    }
     if let Some(etcd) = &args.etcd {
         servers.push(Server::etcd(etcd, &dir).await.context("starting etcd")?);
     }
-    let mut targets = Vec::new();
-    for server in &servers {
-        targets.push(load::Target::new(&server.endpoint, args.connections, args.value_bytes).await?);
-    }
+    tokio::task::spawn_blocking(move || compare(&args, &servers)).await?
+}
+
+fn compare(args: &BenchArgs, servers: &[Server]) -> anyhow::Result<()> {
+    let time = Duration::from_secs(args.seconds);
     println!("{}", Measured::HEADER);
     for load in args.loads() {
         let mut both = Vec::new();
-        for (server, target) in servers.iter().zip(&targets) {
-            let measured = load.run(target, time, Some(server.pid())).await?;
+        for server in servers {
+            let mut target = Target::new(&server.endpoint, args.connections, args.value_bytes)?;
+            let measured = load.run(&mut target, time, Some(server))?;
             println!("{}", measured.line(&server.name));
             both.push(measured);
         }
@@ -91,7 +93,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
             println!("{}", ours.ratio(theirs));
         }
     }
-    for server in &servers {
+    for server in servers {
         println!("{:8} resident memory at the end: {} MiB", server.name, server.resident_bytes() >> 20);
     }
     Ok(())

@@ -12,8 +12,9 @@ const START_MAX: Duration = Duration::from_secs(20);
 pub struct Server {
     pub name: String,
     pub endpoint: String,
-    process: Child,
-    dir: PathBuf,
+    pid: u32,
+    /// What was started here, and its data.
+    started: Option<(Child, PathBuf)>,
 }
 
 fn free_port() -> anyhow::Result<u16> {
@@ -21,6 +22,11 @@ fn free_port() -> anyhow::Result<u16> {
 }
 
 impl Server {
+    /// One that runs already.
+    pub fn running(endpoint: &str, pid: Option<u32>) -> Server {
+        Server { name: String::new(), endpoint: endpoint.to_owned(), pid: pid.unwrap_or(0), started: None }
+    }
+
     /// This binary's own store.
     pub async fn skiff(under: &Path) -> anyhow::Result<Server> {
         let mut command = Command::new(std::env::current_exe()?);
@@ -50,10 +56,13 @@ impl Server {
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let process = process.with_context(|| format!("running {:?}", command.get_program()))?;
         let endpoint = format!("127.0.0.1:{port}");
-        let mut server = Server { name: name.to_owned(), endpoint, process, dir };
+        let pid = process.id();
+        let mut server = Server { name: name.to_owned(), endpoint, pid, started: Some((process, dir)) };
         let deadline = tokio::time::Instant::now() + START_MAX;
         while tokio::net::TcpStream::connect(&server.endpoint).await.is_err() {
-            if let Some(status) = server.process.try_wait()? {
+            if let Some((process, _)) = &mut server.started
+                && let Some(status) = process.try_wait()?
+            {
                 bail!("{name} ended at once: {status}");
             }
             if tokio::time::Instant::now() > deadline {
@@ -65,7 +74,15 @@ impl Server {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.pid
+    }
+
+    /// How often the server has synced its log so far, as its metrics say.
+    pub fn syncs(&self) -> Option<u64> {
+        let text = http_get(&self.endpoint, "/metrics").ok()?;
+        let names = ["skiff_store_syncs_total ", "etcd_disk_wal_fsync_duration_seconds_count "];
+        let value = text.lines().find_map(|line| names.iter().find_map(|name| line.strip_prefix(name)))?;
+        value.trim().parse::<f64>().ok().map(|n| n as u64)
     }
 
     pub fn resident_bytes(&self) -> u64 {
@@ -76,10 +93,22 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
+        if let Some((process, dir)) = &mut self.started {
+            let _ = process.kill();
+            let _ = process.wait();
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
+}
+
+fn http_get(addr: &str, path: &str) -> std::io::Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Microseconds of CPU that a process has used so far.
