@@ -6,10 +6,9 @@ use std::time::Duration;
 
 pub struct Measured {
     name: String,
-    pub per_second: f64,
-    pub p50_us: u64,
-    pub p99_us: u64,
-    pub max_us: u64,
+    per_second: f64,
+    p50_us: u64,
+    p99_us: u64,
     /// Of the server, an operation.
     cpu_us: Option<f64>,
     /// Of the load generator, an operation.
@@ -21,6 +20,8 @@ pub struct Measured {
 /// Counts the CPU time from here on.
 pub struct Meter<'s> {
     server: Option<&'s Server>,
+    /// The process whose time is the server's.
+    pid: Option<u32>,
     cpu_us: Option<u64>,
     load_us: f64,
     syncs: Option<u64>,
@@ -35,9 +36,16 @@ fn own_us() -> f64 {
 }
 
 impl Meter<'_> {
+    /// The server is this process.
+    pub fn start_own() -> Meter<'static> {
+        let pid = std::process::id();
+        Meter { server: None, pid: Some(pid), syncs: None, cpu_us: cpu_us(pid), load_us: own_us() }
+    }
+
     pub fn start(server: Option<&Server>) -> Meter<'_> {
         Meter {
             server,
+            pid: server.map(Server::pid),
             syncs: server.and_then(Server::syncs),
             cpu_us: server.and_then(|s| cpu_us(s.pid())),
             load_us: own_us(),
@@ -53,7 +61,7 @@ impl Meter<'_> {
     /// The same, where an operation is something else than what took a latency.
     pub fn stop_counted(self, name: String, mut latencies: Vec<u32>, operations: usize, took: Duration) -> Measured {
         let load_us = own_us() - self.load_us;
-        let cpu = self.cpu_us.zip(self.server.and_then(|s| cpu_us(s.pid()))).map(|(from, to)| (to - from) as f64);
+        let cpu = self.cpu_us.zip(self.pid.and_then(cpu_us)).map(|(from, to)| (to - from) as f64);
         let syncs = self.syncs.zip(self.server.and_then(Server::syncs)).map(|(from, to)| to - from);
         latencies.sort_unstable();
         let at = |share: f64| {
@@ -66,7 +74,6 @@ impl Meter<'_> {
             per_second: operations as f64 / took.as_secs_f64(),
             p50_us: at(0.50),
             p99_us: at(0.99),
-            max_us: at(1.0),
             cpu_us: cpu.map(|cpu| cpu / count),
             load_us: load_us / count,
             per_sync: syncs.filter(|syncs| *syncs > 10).map(|syncs| count / syncs as f64),
