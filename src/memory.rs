@@ -18,15 +18,19 @@ pub fn few_arenas() {
     }
 }
 
+/// Gives back what is free. It holds an arena's lock for a moment, some milliseconds at most.
+pub fn give_back_now() {
+    // SAFETY: malloc_trim(3) may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Gives back what is free, now and then, as long as the process runs.
 pub async fn give_back() {
     loop {
         tokio::time::sleep(EVERY).await;
-        // It holds an arena's lock for a moment, some milliseconds at most: not on a thread that others wait for.
-        let _ = tokio::task::spawn_blocking(|| {
-            // SAFETY: malloc_trim(3) may be called at any time, from any thread.
-            unsafe { libc::malloc_trim(0) }
-        })
-        .await;
+        // Not on a thread that others wait for.
+        let _ = tokio::task::spawn_blocking(give_back_now).await;
     }
 }

@@ -49,7 +49,7 @@ mod writer;
 
 pub use config::{Config, Limits, Peer, has_data};
 pub use error::{Error, MemberCode, WatchError};
-pub use hub::Watcher;
+pub use hub::{CatchUp, Feed, Parcel, Published, Token, Watcher};
 pub use membership::MemberChange;
 pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, restore, snapshot_status, verify};
 pub use store::Store;

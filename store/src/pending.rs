@@ -28,7 +28,12 @@ struct Waiting {
 pub struct Pending {
     waiting: HashMap<u64, Waiting>,
     unsent: Vec<u64>,
+    /// Where those who wait run.
+    runtime: Option<tokio::runtime::Handle>,
 }
+
+/// So many outcomes at once are handed out by a task among those that wait for them: waking each from another thread costs more.
+const CROWD: usize = 4;
 
 impl Pending {
     /// Takes in a command. `sent` says whether it is on its way to the log already.
@@ -41,12 +46,23 @@ impl Pending {
         self.waiting.insert(sequence, Waiting { proposal, answer, deadline_ms, sent_ms, ever_sent: sent });
     }
 
+    /// Many outcomes at once are handed out there from now on.
+    pub fn answer_on(&mut self, runtime: tokio::runtime::Handle) {
+        self.runtime = Some(runtime);
+    }
+
     /// Hands out outcomes.
     pub fn answer(&mut self, outcomes: impl Iterator<Item = Outcome>) {
-        for outcome in outcomes {
-            if let Some(waiting) = self.waiting.remove(&outcome.sequence) {
-                let _ = waiting.answer.send(outcome.result);
+        let found = outcomes.filter_map(|o| self.waiting.remove(&o.sequence).map(|waiting| (waiting, o.result)));
+        let found: Vec<_> = found.collect();
+        let hand_out = |found: Vec<(Waiting, _)>| {
+            for (waiting, result) in found {
+                let _ = waiting.answer.send(result);
             }
+        };
+        match &self.runtime {
+            Some(runtime) if found.len() >= CROWD => drop(runtime.spawn(async move { hand_out(found) })),
+            _ => hand_out(found),
         }
     }
 

@@ -109,6 +109,8 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
         }
         if buffer.len() >= FLUSH_BYTES {
             disk.append(name, &buffer)?;
+            // A little at a time: one large sync at the end would hold up those of the log.
+            disk.sync(name)?;
             buffer.clear();
         }
         match last {

@@ -10,8 +10,7 @@ use crate::config::{Config, Data, Limits};
 use crate::disk::{Disk, MemoryDisk, RealDisk};
 use crate::driver::{self, Counters, Outbox, Shared, Wake, lock};
 use crate::error::{Error, WatchError};
-use crate::hub::Hub;
-use crate::hub::Watcher;
+use crate::hub::{CatchUp, Feed, Hub, Watcher};
 use crate::keeper;
 use crate::kv::sweep::Hasher;
 use crate::log::Log;
@@ -144,6 +143,7 @@ impl Store {
             sizes: Sizes::default(),
             counters: Counters::default(),
         });
+        lock(&shared.pending).answer_on(tokio::runtime::Handle::current());
         let transport = Transport::new(config.tls.clone(), seeds);
         transport.attach(&shared);
         let outbox: Arc<dyn Outbox> = Arc::new(transport.clone());
@@ -323,6 +323,25 @@ impl Store {
         }
         let machine = self.shared().look();
         self.shared().hub.register(request, &machine.kv, self.shared().applied.subscribe())
+    }
+
+    /// A feed for many watches; see [`Store::catch_up`] for how they begin.
+    pub fn feed(&self) -> Result<Feed, WatchError> {
+        if self.shared().failure.borrow().is_some() || *self.inner.stopped.borrow() {
+            return Err(WatchError::Stopped);
+        }
+        Ok(self.shared().hub.feed(self.shared().applied.subscribe()))
+    }
+
+    /// Up to about `events_max` events of a range from revision `from` on. Once that is all there is, the range has joined the feed.
+    pub fn catch_up(
+        &self,
+        feed: &Feed,
+        range: &KeyRange,
+        from: Revision,
+        events_max: usize,
+    ) -> Result<CatchUp, WatchError> {
+        feed.catch_up(&self.shared().look().kv, range, from, events_max)
     }
 
     /// Carries out a transaction, wherever the leader is. After [`Error::Unknown`] it may or may not have happened.

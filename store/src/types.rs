@@ -32,7 +32,7 @@ pub struct KeyValue {
 
 /// Keys from `start` (included) to `end` (excluded). As in etcd: an empty `end` means just the key `start`; an `end` of one
 /// zero byte means every key from `start` on.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct KeyRange {
     pub start: Bytes,
     pub end: Bytes,

@@ -182,6 +182,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         },
     })
     .await?;
+    // Reading the data took more memory than holding it does.
+    crate::memory::give_back_now();
     let settings = Settings {
         request_bytes_max: args.max_request_bytes,
         txn_ops_max: args.max_txn_ops,

@@ -31,6 +31,13 @@ impl Api {
         }
     }
 
+    pub(crate) async fn check_health(
+        &self,
+        _: Request<pb::HealthCheckRequest>,
+    ) -> Result<Response<pb::HealthCheckResponse>, Status> {
+        Ok(Response::new(self.serving()))
+    }
+
     fn serving(&self) -> pb::HealthCheckResponse {
         use pb::health_check_response::ServingStatus;
         let serves = self.store.leadership().borrow().leader.is_some() && self.store.failure().borrow().is_none();
@@ -41,8 +48,8 @@ impl Api {
 
 #[tonic::async_trait]
 impl pb::health_server::Health for Api {
-    async fn check(&self, _: Request<pb::HealthCheckRequest>) -> Result<Response<pb::HealthCheckResponse>, Status> {
-        Ok(Response::new(self.serving()))
+    async fn check(&self, r: Request<pb::HealthCheckRequest>) -> Result<Response<pb::HealthCheckResponse>, Status> {
+        self.check_health(r).await
     }
 
     type WatchStream = ReceiverStream<Result<pb::HealthCheckResponse, Status>>;

@@ -1,4 +1,4 @@
-//! The KV service.
+//! The KV service. `server` and `unary` lead its calls here, without gRPC's general way.
 
 use crate::api::Api;
 use crate::{check, convert, error};
@@ -13,18 +13,15 @@ impl Api {
             false => Ok(()),
         }
     }
-}
 
-#[tonic::async_trait]
-impl pb::kv_server::Kv for Api {
-    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+    pub(crate) async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let request = request.into_inner();
         check::range(&request)?;
         let found = self.store.range(convert::range(request)).await.map_err(error::status)?;
         Ok(Response::new(self.range_response(&found)))
     }
 
-    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+    pub(crate) async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let request = request.into_inner();
         check::put(&request)?;
         self.check_size(&request)?;
@@ -36,7 +33,7 @@ impl pb::kv_server::Kv for Api {
         Ok(Response::new(pb::PutResponse { header: self.header_at(done.revision), prev_kv }))
     }
 
-    async fn delete_range(
+    pub(crate) async fn delete_range(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
@@ -51,7 +48,7 @@ impl pb::kv_server::Kv for Api {
         Ok(Response::new(pb::DeleteRangeResponse { header, deleted: deleted as i64, prev_kvs }))
     }
 
-    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+    pub(crate) async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         let request = request.into_inner();
         check::txn(&request, self.settings.txn_ops_max)?;
         self.check_size(&request)?;
@@ -59,7 +56,7 @@ impl pb::kv_server::Kv for Api {
         Ok(Response::new(self.txn_response(&done)))
     }
 
-    async fn compact(
+    pub(crate) async fn compact(
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {

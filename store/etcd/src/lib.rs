@@ -25,6 +25,7 @@ mod lock;
 mod maintenance;
 mod queue;
 mod server;
+mod unary;
 mod watch;
 
 pub use api::{Api, Settings};

@@ -2,6 +2,7 @@
 
 use crate::api::Api;
 use crate::authority::Lenient;
+use crate::unary::{self, Answer};
 use crate::{ETCD_VERSION, error};
 use anyhow::Context as _;
 use axum::extract::State;
@@ -124,25 +125,20 @@ fn acceptor(tls: &ClientTls) -> anyhow::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// All services. The two that are called most are found by their path at once, the others by a router.
+/// All services. Those that are called most are found by their path at once, the others by a router.
 #[derive(Clone)]
 struct Services {
-    kv: pb::kv_server::KvServer<Api>,
-    health: HealthServer<Api>,
     others: axum::Router,
+    api: Api,
+    /// Bytes of the largest message.
+    limit: usize,
 }
 
 impl Services {
     fn new(api: Api) -> Self {
         let limit = api.settings.request_bytes_max + OVERHEAD_BYTES;
-        let kv = pb::kv_server::KvServer::new(api.clone())
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(usize::MAX);
-        let watch = pb::watch_server::WatchServer::new(api.clone())
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(usize::MAX);
         let others = Routes::from(probes(api.clone()))
-            .add_service(watch)
+            .add_service(HealthServer::new(api.clone()))
             .add_service(pb::lease_server::LeaseServer::new(api.clone()))
             .add_service(pb::cluster_server::ClusterServer::new(api.clone()))
             .add_service(pb::maintenance_server::MaintenanceServer::new(api.clone()))
@@ -151,26 +147,42 @@ impl Services {
             .add_service(v3electionpb::election_server::ElectionServer::new(api.clone()))
             .prepare()
             .into_axum_router();
-        Services { kv, health: HealthServer::new(api), others }
+        Services { others, api, limit }
     }
 }
 
-impl hyper::service::Service<http::Request<Incoming>> for Services {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<http::Response<Answer>, Infallible>> + Send>>;
 
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+impl hyper::service::Service<http::Request<Incoming>> for Services {
+    type Response = http::Response<Answer>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: http::Request<Incoming>) -> Answering {
         use tower::Service as _;
-        let path = request.uri().path();
-        if path.starts_with("/etcdserverpb.KV/") {
-            return self.kv.clone().call(request);
+        let (api, limit) = (self.api.clone(), self.limit);
+        macro_rules! unary {
+            ($method:ident) => {
+                Box::pin(async move { Ok(unary::serve(request, limit, |r| async move { api.$method(r).await }).await) })
+            };
         }
-        if path.starts_with("/grpc.health.v1.Health/") {
-            return self.health.clone().call(request);
+        match request.uri().path() {
+            "/etcdserverpb.KV/Range" => unary!(range),
+            "/etcdserverpb.KV/Put" => unary!(put),
+            "/etcdserverpb.KV/DeleteRange" => unary!(delete_range),
+            "/etcdserverpb.KV/Txn" => unary!(txn),
+            "/etcdserverpb.KV/Compact" => unary!(compact),
+            "/grpc.health.v1.Health/Check" => unary!(check_health),
+            crate::watch::PATH => {
+                let answer = crate::watch::serve(api, request, limit).map(Answer::General);
+                Box::pin(std::future::ready(Ok(answer)))
+            }
+            _ => {
+                let answer = self.others.clone().call(request);
+                let general = |body| Answer::General(tonic::body::Body::new(body));
+                Box::pin(async move { answer.await.map(|response| response.map(general)) })
+            }
         }
-        let answer = self.others.clone().call(request);
-        Box::pin(async move { answer.await.map(|response| response.map(tonic::body::Body::new)) })
     }
 }
 

@@ -5,6 +5,7 @@
 //! that a watch can begin in the past. What compaction made unreadable is swept away a little at a time (`sweep`), because
 //! all at once it would hold up everyone.
 
+mod history;
 mod leases;
 mod read;
 pub mod sweep;
@@ -14,19 +15,18 @@ mod txn;
 
 use crate::types::*;
 use bytes::Bytes;
+pub use history::Change;
+use history::History;
 use leases::Leases;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-
-/// All versions of one key since the last compaction, oldest first. A version with `version == 0` is a deletion.
-type History = Vec<Arc<KeyValue>>;
 
 /// The map and its history.
 #[derive(Default)]
 pub struct Kv {
     keys: BTreeMap<Bytes, History>,
-    /// The events of each revision after the last that was swept, in order.
-    events: VecDeque<(Revision, Vec<Arc<Event>>)>,
+    /// The changes of every revision after the last that was swept, in order.
+    changes: VecDeque<Change>,
     revision: Revision,
     compacted: Revision,
     /// Keys and values of all versions, in bytes.
@@ -57,17 +57,19 @@ impl Kv {
     ) -> Self {
         let mut kv = Kv { revision, compacted, ..Default::default() };
         leases.for_each(|lease| kv.leases.restore(lease));
-        let mut by_revision: BTreeMap<Revision, Vec<Arc<Event>>> = BTreeMap::new();
+        let mut changes = Vec::new();
+        let mut keys: Vec<(Bytes, History)> = Vec::new();
         let mut pairs = pairs.peekable();
         while let Some(pair) = pairs.next() {
             let pair = Arc::new(pair);
             kv.size += pair.key.len() + pair.value.len();
-            let history = kv.keys.entry(pair.key.clone()).or_default();
+            if keys.last().is_none_or(|(key, _)| *key != pair.key) {
+                keys.push((pair.key.clone(), History::default()));
+            }
+            let Some((_, history)) = keys.last_mut() else { break };
             if pair.mod_revision > compacted {
                 let prev = history.last().filter(|p| !is_tombstone(p)).cloned();
-                let kind = if is_tombstone(&pair) { EventKind::Delete } else { EventKind::Put };
-                let event = Arc::new(Event { kind, kv: pair.clone(), prev });
-                by_revision.entry(pair.mod_revision).or_default().push(event);
+                changes.push(Change { kv: pair.clone(), prev });
             }
             let newest = pairs.peek().is_none_or(|next| next.key != pair.key);
             if newest && !is_tombstone(&pair) {
@@ -76,7 +78,11 @@ impl Kv {
             }
             history.push(pair);
         }
-        kv.events = by_revision.into_iter().collect();
+        // In order of key until now; within a revision that order stays.
+        changes.sort_by_key(Change::revision);
+        kv.changes = changes.into();
+        // Built whole from what is in order already, which is much faster than one key after the other.
+        kv.keys = keys.into_iter().collect();
         kv
     }
 
@@ -175,16 +181,16 @@ impl Kv {
     fn note(&mut self, events: &[Arc<Event>]) {
         if !events.is_empty() {
             self.revision += 1;
-            self.events.push_back((self.revision, events.to_vec()));
+            self.changes.extend(events.iter().map(|event| Change::of(event)));
         }
     }
 
-    /// The events from `start` on, a batch a revision; None if some of them are compacted.
-    pub fn events_from(&self, start: Revision) -> Option<impl Iterator<Item = &(Revision, Vec<Arc<Event>>)>> {
+    /// The changes from `start` on; None if some of them are compacted.
+    pub fn changes_from(&self, start: Revision) -> Option<impl Iterator<Item = &Change>> {
         if start <= self.compacted && start != 0 {
             return None;
         }
-        let first = self.events.partition_point(|(revision, _)| *revision < start.max(self.compacted + 1));
-        Some(self.events.range(first..))
+        let first = self.changes.partition_point(|change| change.revision() < start.max(self.compacted + 1));
+        Some(self.changes.range(first..))
     }
 }

@@ -28,22 +28,29 @@ impl Kv {
         if self.pins > 0 {
             return false;
         }
-        for _ in 0..revisions {
-            match self.events.front() {
-                Some((revision, _)) if *revision <= self.compacted => {}
-                _ => break,
+        let mut dropped = 0;
+        let mut last = 0;
+        while let Some(change) = self.changes.front().filter(|change| change.revision() <= self.compacted) {
+            if change.revision() != last {
+                if dropped == revisions {
+                    break;
+                }
+                (dropped, last) = (dropped + 1, change.revision());
             }
             // Only keys that changed since the last compaction can have something to drop.
-            for event in self.events.pop_front().into_iter().flat_map(|(_, events)| events) {
-                self.sweep_key(&event.kv.key);
+            if let Some(change) = self.changes.pop_front() {
+                self.sweep_key(&change.kv.key);
             }
+        }
+        if self.changes.capacity() > 4 * self.changes.len() + 1024 {
+            self.changes.shrink_to(2 * self.changes.len());
         }
         !self.swept()
     }
 
     /// Whether nothing is left of what compaction made unreadable.
     pub fn swept(&self) -> bool {
-        self.events.front().is_none_or(|(revision, _)| *revision > self.compacted)
+        self.changes.front().is_none_or(|change| change.revision() > self.compacted)
     }
 
     fn sweep_key(&mut self, key: &Bytes) {
@@ -54,11 +61,11 @@ impl Kv {
             Some(i) => i + bug!("compaction_drops_live_version") as usize,
             None => 0,
         };
-        self.size -= history.drain(..keep_from).map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
+        let keep_from = keep_from.min(history.len());
+        self.size -= history[..keep_from].iter().map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
+        history.drop_oldest(keep_from);
         if history.is_empty() {
             self.keys.remove(key);
-        } else if history.capacity() > 2 * history.len() + 4 {
-            history.shrink_to_fit();
         }
     }
 

@@ -42,8 +42,8 @@ fn compaction_keeps_what_is_readable_from_there_on() {
     kv.compact(at).unwrap();
     assert_eq!(get(&kv, "a", at).unwrap().as_deref(), Some("1"));
     assert!(matches!(get(&kv, "a", at - 1), Err(Error::Compacted { .. })));
-    assert!(kv.events_from(at).is_none());
-    assert_eq!(kv.events_from(at + 1).unwrap().count(), 2);
+    assert!(kv.changes_from(at).is_none());
+    assert_eq!(kv.changes_from(at + 1).unwrap().count(), 2);
     kv.compact(kv.revision()).unwrap();
     while kv.sweep(1) {}
     assert_eq!(kv.key_count(), 1, "a deleted key leaves nothing behind");
@@ -81,7 +81,7 @@ fn a_restored_store_is_the_same_store() {
     let (pairs, _) = kv.chunk_after(None, usize::MAX, kv.revision());
     let back = Kv::restore(kv.revision(), kv.compacted(), kv.leases(), pairs.iter().map(|p| (**p).clone()));
     assert_eq!(hash(&back), hash(&kv));
-    assert_eq!(back.events_from(21).unwrap().count(), kv.events_from(21).unwrap().count());
+    assert_eq!(back.changes_from(21).unwrap().count(), kv.changes_from(21).unwrap().count());
     assert_eq!(back.size(), kv.size());
     let before = hash(&kv);
     while kv.sweep(3) {}

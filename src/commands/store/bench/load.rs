@@ -1,48 +1,116 @@
-//! The loads, and what each measures.
+//! The loads: clients that each ask, wait for the answer, and ask again.
 
-use super::servers::cpu_us;
+use super::measure::{Measured, Meter};
+use super::pool::Pool;
+use super::servers::Server;
 use anyhow::Context as _;
-use bytes::Bytes;
+use prost::Message as _;
 use skiff_proto::etcd::etcdserverpb as pb;
-use skiff_proto::etcd::etcdserverpb::kv_client::KvClient;
-use skiff_proto::etcd::etcdserverpb::lease_client::LeaseClient;
-use skiff_proto::etcd::etcdserverpb::watch_client::WatchClient;
-use skiff_proto::health::HealthCheckRequest;
-use skiff_proto::health::health_client::HealthClient;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
 
 /// Keys that puts and gets choose from.
 const KEYS: u64 = 10_000;
 /// Keys of the range load.
 const RANGE_KEYS: usize = 1000;
+/// What stands for a key's number in a request that was encoded ahead.
+const NUMBER: &[u8] = b"########";
+
+pub const PUT: &str = "/etcdserverpb.KV/Put";
+pub const RANGE: &str = "/etcdserverpb.KV/Range";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+const REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// A server under load.
 pub struct Target {
-    channels: Vec<Channel>,
-    value: Bytes,
+    pub pool: Pool,
+    pub value_bytes: usize,
 }
 
 impl Target {
-    pub async fn new(endpoint: &str, connections: usize, value_bytes: usize) -> anyhow::Result<Target> {
-        let mut channels = Vec::new();
-        for _ in 0..connections {
-            let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))?.tcp_nodelay(true);
-            channels.push(endpoint.connect().await.context("connecting to the server")?);
-        }
-        let target = Target { channels, value: vec![b'v'; value_bytes].into() };
-        let mut kv = KvClient::new(target.channels[0].clone());
+    pub fn new(endpoint: &str, connections: usize, value_bytes: usize) -> anyhow::Result<Target> {
+        let mut target = Target { pool: Pool::new(endpoint, connections)?, value_bytes };
+        let put = Template::put("range/", value_bytes, 0);
         for i in 0..RANGE_KEYS {
-            kv.put(target.put(format!("range/{i:08}").into())).await?;
+            let message = put.with(i as u64);
+            target.pool.ask(PUT, &message)?;
         }
         Ok(target)
     }
+}
 
-    fn put(&self, key: Bytes) -> pb::PutRequest {
-        pb::PutRequest { key, value: self.value.clone(), ..Default::default() }
+/// A request that was encoded once; only the number in its keys differs from call to call.
+#[derive(Clone)]
+pub struct Template {
+    pub path: &'static str,
+    message: Vec<u8>,
+    numbers: Vec<usize>,
+}
+
+impl Template {
+    fn new(path: &'static str, message: &impl prost::Message) -> Template {
+        let message = message.encode_to_vec();
+        let at = |i: &usize| message[*i..].starts_with(NUMBER);
+        let numbers = (0..message.len().saturating_sub(NUMBER.len() - 1)).filter(at).collect();
+        Template { path, message, numbers }
     }
+
+    pub fn put(prefix: &str, value_bytes: usize, lease: i64) -> Template {
+        Template::new(PUT, &put(prefix, value_bytes, lease))
+    }
+
+    fn get(serializable: bool) -> Template {
+        let request = pb::RangeRequest { key: key("bench/"), serializable, ..Default::default() };
+        Template::new(RANGE, &request)
+    }
+
+    fn txn(value_bytes: usize) -> Template {
+        let put = put("bench/", value_bytes, 0);
+        let compare = pb::Compare {
+            result: pb::compare::CompareResult::Greater as i32,
+            target: pb::compare::CompareTarget::Version as i32,
+            key: put.key.clone(),
+            target_union: Some(pb::compare::TargetUnion::Version(-1)),
+            ..Default::default()
+        };
+        let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) };
+        Template::new(TXN, &pb::TxnRequest { compare: vec![compare], success: vec![op], failure: Vec::new() })
+    }
+
+    /// The request for the key of this number.
+    pub fn with(&self, number: u64) -> Vec<u8> {
+        let mut message = self.message.clone();
+        self.number(&mut message, number);
+        message
+    }
+
+    fn number(&self, message: &mut [u8], mut number: u64) {
+        let mut digits = [b'0'; NUMBER.len()];
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        for at in &self.numbers {
+            message[*at..*at + NUMBER.len()].copy_from_slice(&digits);
+        }
+    }
+
+    /// Begins the call for the key of this number.
+    pub fn call(&mut self, pool: &mut Pool, connection: usize, tag: usize, number: u64) {
+        let mut message = std::mem::take(&mut self.message);
+        self.number(&mut message, number);
+        pool.connections[connection].call(self.path, tag, &message);
+        self.message = message;
+    }
+}
+
+fn key(prefix: &str) -> bytes::Bytes {
+    [prefix.as_bytes(), NUMBER].concat().into()
+}
+
+fn put(prefix: &str, value_bytes: usize, lease: i64) -> pb::PutRequest {
+    pb::PutRequest { key: key(prefix), value: vec![b'v'; value_bytes].into(), lease, ..Default::default() }
 }
 
 /// What is asked of a server, by how many clients.
@@ -61,51 +129,33 @@ pub enum Load {
     Mixed(usize),
     /// A lease granted, a key put under it, the lease revoked: three calls.
     LeaseChurn(usize),
-    /// One writer, and so many watchers of what it writes; the operations are events that arrived.
-    Watch(usize),
-}
-
-/// What a load came to.
-pub struct Measured {
-    name: String,
-    per_second: f64,
-    p50_us: u64,
-    p99_us: u64,
-    cpu_us: Option<f64>,
-}
-
-impl Measured {
-    pub const HEADER: &str = "server   load                     ops/s     p50 us     p99 us   server CPU us/op";
-
-    pub fn line(&self, server: &str) -> String {
-        let cpu = self.cpu_us.map_or("-".into(), |c| format!("{c:.1}"));
-        let Measured { name, per_second, p50_us, p99_us, .. } = self;
-        format!("{server:8} {name:20} {per_second:>9.0} {p50_us:>10} {p99_us:>10} {cpu:>18}")
-    }
-
-    pub fn ratio(&self, other: &Measured) -> String {
-        let times = |a: f64, b: f64| if b > 0.0 { format!("{:.2}x", a / b) } else { "-".into() };
-        let cpu = match (self.cpu_us, other.cpu_us) {
-            (Some(a), Some(b)) => times(a, b),
-            _ => "-".into(),
-        };
-        let per_second = times(self.per_second, other.per_second);
-        let p50 = times(self.p50_us as f64, other.p50_us as f64);
-        let p99 = times(self.p99_us as f64, other.p99_us as f64);
-        format!("{:8} {:20} {per_second:>9} {p50:>10} {p99:>10} {cpu:>18}", "ratio", self.name)
-    }
+    /// So many watchers of a key, and so many puts whose events are under way at once; the operations are events that arrived.
+    Watch(usize, usize),
 }
 
 /// Numbers that look random and are the same in each run.
-struct Numbers(u64);
+pub struct Numbers(u64);
 
 impl Numbers {
-    fn next(&mut self) -> u64 {
+    pub fn new(seed: u64) -> Numbers {
+        Numbers(0x9e37_79b9_7f4a_7c15 ^ (seed + 1).wrapping_mul(0x1000_0001))
+    }
+
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
+}
+
+/// One client.
+struct Client {
+    numbers: Numbers,
+    begun: Instant,
+    /// The calls of the operation at hand that are answered.
+    step: usize,
+    lease: i64,
 }
 
 impl Load {
@@ -119,15 +169,14 @@ impl Load {
             Load::Txn(n) => format!("txn c={n}"),
             Load::Mixed(n) => format!("mixed c={n}"),
             Load::LeaseChurn(n) => format!("lease-churn c={n}"),
-            Load::Watch(n) => format!("watch w={n}"),
+            Load::Watch(n, under_way) => format!("watch w={n} p={under_way}"),
         }
     }
 
     /// Puts the load on for a time.
-    pub async fn run(self, target: &Target, time: Duration, pid: Option<u32>) -> anyhow::Result<Measured> {
-        let cpu = |pid: Option<u32>| pid.and_then(cpu_us);
-        if let Load::Watch(watchers) = self {
-            return watch(self.name(), target, watchers, time, pid).await;
+    pub fn run(self, target: &mut Target, time: Duration, server: Option<&Server>) -> anyhow::Result<Measured> {
+        if let Load::Watch(watchers, under_way) = self {
+            return super::watch::run(self.name(), target, watchers, under_way, time, server);
         }
         let (Load::Floor(clients)
         | Load::Put(clients)
@@ -137,169 +186,112 @@ impl Load {
         | Load::Txn(clients)
         | Load::Mixed(clients)
         | Load::LeaseChurn(clients)
-        | Load::Watch(clients)) = self;
-        let before = cpu(pid);
+        | Load::Watch(clients, _)) = self;
+        let meter = Meter::start(server);
         let begin = Instant::now();
-        let tasks: Vec<_> = (0..clients)
-            .map(|i| {
-                let channel = target.channels[i % target.channels.len()].clone();
-                let value = target.value.clone();
-                tokio::spawn(async move { self.client(channel, value, i as u64, begin + time).await })
-            })
-            .collect();
-        let mut latencies = Vec::new();
-        for task in tasks {
-            latencies.extend(task.await??);
+        let mut clients: Vec<_> =
+            (0..clients as u64).map(|i| Client { numbers: Numbers::new(i), begun: begin, step: 0, lease: 0 }).collect();
+        let mut requests = Requests::new(self, target.value_bytes);
+        let mut latencies = Vec::with_capacity(1 << 20);
+        let connections = target.pool.connections.len();
+        for (i, client) in clients.iter_mut().enumerate() {
+            requests.ask(client, &mut target.pool, i % connections, i);
         }
-        let took = begin.elapsed();
-        let cpu = before.zip(cpu(pid)).map(|(before, after)| (after - before) as f64);
-        Ok(measured(self.name(), latencies, took, cpu))
-    }
-
-    async fn client(self, channel: Channel, value: Bytes, number: u64, until: Instant) -> anyhow::Result<Vec<u32>> {
-        let mut kv = KvClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        let mut health = HealthClient::new(channel.clone());
-        let mut leases = LeaseClient::new(channel);
-        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (number + 1).wrapping_mul(0x1000_0001));
-        let mut latencies = Vec::with_capacity(1 << 14);
-        let put = |n: u64, lease: i64| {
-            let key = format!("bench/{:08}", n % KEYS).into();
-            pb::PutRequest { key, value: value.clone(), lease, ..Default::default() }
-        };
-        let get = |n: u64, serializable: bool| {
-            let key = format!("bench/{:08}", n % KEYS).into();
-            pb::RangeRequest { key, serializable, ..Default::default() }
-        };
-        while Instant::now() < until {
-            let n = numbers.next();
-            let begin = Instant::now();
-            match self {
-                Load::Floor(_) => drop(health.check(HealthCheckRequest::default()).await?),
-                Load::Put(_) => drop(kv.put(put(n, 0)).await?),
-                Load::Get(_) => drop(kv.range(get(n, false)).await?),
-                Load::GetSerializable(_) => drop(kv.range(get(n, true)).await?),
-                Load::Range(_) => {
-                    let (key, range_end) = ("range/".into(), "range0".into());
-                    let found = kv.range(pb::RangeRequest { key, range_end, ..Default::default() }).await?;
-                    anyhow::ensure!(found.get_ref().kvs.len() == RANGE_KEYS, "the range came back incomplete");
-                }
-                Load::Txn(_) => {
-                    let put = put(n, 0);
-                    let compare = pb::Compare {
-                        result: pb::compare::CompareResult::Greater as i32,
-                        target: pb::compare::CompareTarget::Version as i32,
-                        key: put.key.clone(),
-                        target_union: Some(pb::compare::TargetUnion::Version(-1)),
-                        ..Default::default()
-                    };
-                    let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) };
-                    let txn = pb::TxnRequest { compare: vec![compare], success: vec![op], failure: Vec::new() };
-                    drop(kv.txn(txn).await?);
-                }
-                Load::Mixed(_) if n & 3 == 0 => drop(kv.put(put(n >> 2, 0)).await?),
-                Load::Mixed(_) => drop(kv.range(get(n >> 2, false)).await?),
-                Load::LeaseChurn(_) => {
-                    let lease = leases.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 }).await?.into_inner();
-                    kv.put(put(n, lease.id)).await?;
-                    leases.lease_revoke(pb::LeaseRevokeRequest { id: lease.id }).await?;
-                }
-                Load::Watch(_) => break,
-            }
-            latencies.push(begin.elapsed().as_micros() as u32);
-        }
-        Ok(latencies)
-    }
-}
-
-fn measured(name: String, mut latencies: Vec<u32>, took: Duration, cpu: Option<f64>) -> Measured {
-    latencies.sort_unstable();
-    let at = |share: f64| {
-        let index = (latencies.len() as f64 * share) as usize;
-        u64::from(latencies.get(index.min(latencies.len().saturating_sub(1))).copied().unwrap_or(0))
-    };
-    let count = latencies.len().max(1) as f64;
-    Measured {
-        name,
-        per_second: latencies.len() as f64 / took.as_secs_f64(),
-        p50_us: at(0.50),
-        p99_us: at(0.99),
-        cpu_us: cpu.map(|cpu| cpu / count),
-    }
-}
-
-/// Many watches, on as many streams as there are connections; each put is an event for all of them. A put waits until the one
-/// before it has arrived everywhere, so the latency is that of a whole fan-out.
-async fn watch(
-    name: String,
-    target: &Target,
-    watchers: usize,
-    time: Duration,
-    pid: Option<u32>,
-) -> anyhow::Result<Measured> {
-    let key: Bytes = "watched".into();
-    let arrived = Arc::new(AtomicU64::new(0));
-    let woken = Arc::new(tokio::sync::Notify::new());
-    let created = Arc::new(AtomicU64::new(0));
-    let mut tasks = Vec::new();
-    for (i, channel) in target.channels.iter().enumerate() {
-        let count = watchers / target.channels.len() + usize::from(i < watchers % target.channels.len());
-        let (requests, stream) = tokio::sync::mpsc::channel(16);
-        let create = pb::watch_request::RequestUnion::CreateRequest(pb::WatchCreateRequest {
-            key: key.clone(),
-            ..Default::default()
-        });
-        let create = pb::WatchRequest { request_union: Some(create) };
-        let mut client = WatchClient::new(channel.clone());
-        let (arrived, created, woken) = (arrived.clone(), created.clone(), woken.clone());
-        tasks.push(tokio::spawn(async move {
-            let feed = tokio::spawn(async move {
-                for _ in 0..count {
-                    if requests.send(create.clone()).await.is_err() {
-                        return;
+        let (mut running, mut done) = (clients.len(), Vec::new());
+        while running > 0 {
+            target.pool.turn(Duration::from_secs(1), &mut done, &mut |_, _| {})?;
+            let now = Instant::now();
+            for (connection, answered) in done.drain(..) {
+                let answer = answered
+                    .answer
+                    .with_context(|| format!("the server answered a call of {} with an error", self.name()))?;
+                let client = &mut clients[answered.tag];
+                if requests.answered(client, &answer)? {
+                    latencies.push((now - client.begun).as_micros() as u32);
+                    if now >= begin + time {
+                        running -= 1;
+                        continue;
                     }
+                    client.begun = now;
                 }
-                // The stream lives as long as its sender.
-                requests.closed().await;
-            });
-            let mut answers = client.watch(tokio_stream::wrappers::ReceiverStream::new(stream)).await?.into_inner();
-            while let Some(answer) = answers.message().await? {
-                if answer.created {
-                    created.fetch_add(1, Ordering::AcqRel);
-                }
-                arrived.fetch_add(answer.events.len() as u64, Ordering::AcqRel);
-                woken.notify_one();
-            }
-            feed.abort();
-            Ok::<_, tonic::Status>(())
-        }));
-    }
-    let wait = |counter: Arc<AtomicU64>, goal: u64| {
-        let woken = woken.clone();
-        async move {
-            while counter.load(Ordering::Acquire) < goal {
-                let _ = tokio::time::timeout(Duration::from_millis(50), woken.notified()).await;
+                target.pool.connections[connection].recycle(answer);
+                requests.ask(client, &mut target.pool, connection, answered.tag);
             }
         }
-    };
-    tokio::time::timeout(Duration::from_secs(20), wait(created, watchers as u64))
-        .await
-        .context("the watches did not begin within 20 s")?;
-    let mut kv = KvClient::new(target.channels[0].clone());
-    let (before, begin) = (pid.and_then(cpu_us), Instant::now());
-    let mut latencies = Vec::new();
-    while begin.elapsed() < time {
-        let put = Instant::now();
-        kv.put(target.put(key.clone())).await?;
-        let goal = (latencies.len() as u64 + 1) * watchers as u64;
-        tokio::time::timeout(Duration::from_secs(20), wait(arrived.clone(), goal))
-            .await
-            .context("events did not arrive within 20 s")?;
-        latencies.push(put.elapsed().as_micros() as u32);
+        Ok(meter.stop(self.name(), latencies, begin.elapsed()))
     }
-    let took = begin.elapsed();
-    let events = (latencies.len() * watchers) as f64;
-    let cpu = before.zip(pid.and_then(cpu_us)).map(|(before, after)| (after - before) as f64);
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    let fan_outs = measured(name, latencies, took, None);
-    Ok(Measured { per_second: events / took.as_secs_f64(), cpu_us: cpu.map(|cpu| cpu / events), ..fan_outs })
+}
+
+/// What the clients of a load ask.
+struct Requests {
+    load: Load,
+    value_bytes: usize,
+    first: Template,
+    second: Template,
+}
+
+impl Requests {
+    fn new(load: Load, value_bytes: usize) -> Requests {
+        let put = Template::put("bench/", value_bytes, 0);
+        let first = match load {
+            Load::Floor(_) => Template::new(CHECK, &skiff_proto::health::HealthCheckRequest::default()),
+            Load::Put(_) | Load::Watch(..) => put.clone(),
+            Load::Get(_) | Load::Mixed(_) => Template::get(false),
+            Load::GetSerializable(_) => Template::get(true),
+            Load::Range(_) => {
+                let (key, range_end) = ("range/".into(), "range0".into());
+                Template::new(RANGE, &pb::RangeRequest { key, range_end, ..Default::default() })
+            }
+            Load::Txn(_) => Template::txn(value_bytes),
+            Load::LeaseChurn(_) => Template::new(GRANT, &pb::LeaseGrantRequest { ttl: 60, id: 0 }),
+        };
+        Requests { load, value_bytes, first, second: put }
+    }
+
+    fn ask(&mut self, client: &mut Client, pool: &mut Pool, connection: usize, tag: usize) {
+        let number = client.numbers.next();
+        match (self.load, client.step) {
+            (Load::LeaseChurn(_), 1) => {
+                let mut put = Template::put("bench/", self.value_bytes, client.lease);
+                put.call(pool, connection, tag, number % KEYS);
+            }
+            (Load::LeaseChurn(_), 2) => {
+                let revoke = pb::LeaseRevokeRequest { id: client.lease };
+                pool.connections[connection].call(REVOKE, tag, &revoke.encode_to_vec());
+            }
+            (Load::Mixed(_), _) if number & 3 == 0 => self.second.call(pool, connection, tag, (number >> 2) % KEYS),
+            _ => self.first.call(pool, connection, tag, (number >> 2) % KEYS),
+        }
+    }
+
+    /// Takes an answer in; whether the client's operation is over.
+    fn answered(&self, client: &mut Client, answer: &[u8]) -> anyhow::Result<bool> {
+        match self.load {
+            Load::LeaseChurn(_) => {
+                if client.step == 0 {
+                    client.lease = pb::LeaseGrantResponse::decode(answer)?.id;
+                }
+                client.step = (client.step + 1) % 3;
+                return Ok(client.step == 0);
+            }
+            Load::Range(_) => {
+                anyhow::ensure!(answer.len() > RANGE_KEYS * self.value_bytes, "the range came back incomplete");
+            }
+            _ => {}
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_the_request_with_the_number_in_its_keys() {
+        let put = pb::PutRequest::decode(&Template::put("bench/", 3, 7).with(1234)[..]).unwrap();
+        assert_eq!((&put.key[..], &put.value[..], put.lease), (&b"bench/00001234"[..], &b"vvv"[..], 7));
+        let txn = pb::TxnRequest::decode(&Template::txn(3).with(7)[..]).unwrap();
+        assert_eq!(txn.compare[0].key, "bench/00000007");
+    }
 }
