@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A folder of files. Names are plain file names. Appended bytes are safe only after `sync`.
@@ -29,6 +29,11 @@ pub trait Disk: Send + Sync + 'static {
     fn truncate(&self, name: &str, len: u64) -> io::Result<()>;
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
+}
+
+/// An error that says what was tried on which file; of the same kind.
+fn explain(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |e| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()))
 }
 
 /// Files in a directory.
@@ -57,7 +62,8 @@ impl RealDisk {
         }
         let path = self.dir.join(name);
         let new = !path.exists();
-        let file = Arc::new(OpenOptions::new().append(true).create(true).open(path)?);
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = Arc::new(file.map_err(explain("opening", &path))?);
         if new {
             self.sync_dir()?;
         }
@@ -66,17 +72,18 @@ impl RealDisk {
     }
 
     fn fill_with_zeros(&self, name: &str, len: usize) -> io::Result<()> {
-        let file = File::create(self.dir.join(name))?;
+        let path = self.dir.join(name);
+        let file = File::create(&path).map_err(explain("making", &path))?;
         let zeros = vec![0; (1 << 20).min(len)];
         let mut left = len;
         while left > 0 {
             let part = left.min(zeros.len());
-            (&file).write_all(&zeros[..part])?;
+            (&file).write_all(&zeros[..part]).map_err(explain("taking room for", &path))?;
             // A little at a time: a large sync would hold up those of the log.
-            file.sync_data()?;
+            file.sync_data().map_err(explain("syncing", &path))?;
             left -= part;
         }
-        file.sync_all()?;
+        file.sync_all().map_err(explain("syncing", &path))?;
         self.sync_dir()
     }
 
@@ -107,7 +114,7 @@ impl Disk for RealDisk {
         Ok(std::fs::metadata(self.dir.join(name))?.len())
     }
     fn append(&self, name: &str, data: &[u8]) -> io::Result<()> {
-        (&*self.file(name)?).write_all(data)
+        (&*self.file(name)?).write_all(data).map_err(explain("appending to", &self.dir.join(name)))
     }
     fn make_zeroed(&self, name: &str, len: usize) -> io::Result<()> {
         self.remove(name)?;
@@ -115,18 +122,19 @@ impl Disk for RealDisk {
         self.fill_with_zeros(name, len).inspect_err(|_| drop(self.remove(name)))
     }
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(name);
         let file = {
             let mut writable = self.writable.lock().unwrap_or_else(|e| e.into_inner());
             match writable.get(name) {
                 Some(file) => file.clone(),
                 None => {
-                    let file = Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
+                    let file = Arc::new(OpenOptions::new().write(true).open(&path).map_err(explain("opening", &path))?);
                     writable.insert(name.to_owned(), file.clone());
                     file
                 }
             }
         };
-        file.write_all_at(data, offset)
+        file.write_all_at(data, offset).map_err(explain("writing", &path))
     }
     fn sync(&self, name: &str) -> io::Result<()> {
         let writable = self.writable.lock().unwrap_or_else(|e| e.into_inner()).get(name).cloned();
@@ -134,6 +142,7 @@ impl Disk for RealDisk {
             Some(file) => file.sync_data(),
             None => self.file(name)?.sync_data(),
         }
+        .map_err(explain("syncing", &self.dir.join(name)))
     }
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
@@ -143,7 +152,8 @@ impl Disk for RealDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.forget(from);
         self.forget(to);
-        std::fs::rename(self.dir.join(from), self.dir.join(to))?;
+        let (from, to) = (self.dir.join(from), self.dir.join(to));
+        std::fs::rename(&from, &to).map_err(explain("renaming", &from))?;
         self.sync_dir()
     }
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -216,5 +226,23 @@ impl Disk for MemoryDisk {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with(|files| files.remove(name));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_which_file_and_stays_of_its_kind() {
+        let dir = std::env::temp_dir().join(format!("skiff-disk-{}", std::process::id()));
+        let disk = RealDisk::new(dir.clone()).unwrap();
+        let error = disk.write_at("log-1", 0, b"x").unwrap_err();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains(&dir.join("log-1").display().to_string()), "{error}");
+        let full = explain("writing", Path::new("/data/log-1"))(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(full.to_string(), "writing /data/log-1: No space left on device (os error 28)");
     }
 }

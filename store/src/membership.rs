@@ -214,7 +214,11 @@ impl Store {
             }
             return Err(Error::NotLeader);
         }
-        self.change(id, ConfChangeType::RemoveNode).await
+        self.change(id, ConfChangeType::RemoveNode).await?;
+        // An entry of those who are left, behind the change on their disks: from now on none of them needs the one that left, not even
+        // after a restart. If it is not answered the removal has been agreed on all the same.
+        let _ = self.submit(0, Kind::Nothing).await;
+        Ok(())
     }
 
     async fn promote(&self, id: MemberId) -> Result<(), Error> {

@@ -431,6 +431,12 @@ impl Replica {
             persist.hard_state = Some(hs.clone());
         }
         let committed = ready.take_committed_entries();
+        let members_change = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
+        if members_change {
+            // A member that restarts believes in the members of what it knows to be committed. Of two of which one was removed, and is
+            // gone, the other must not wait for that one's vote.
+            persist.hard_state = Some(self.node.raft.hard_state());
+        }
         let mut after = ready.take_persisted_messages();
         if self.promised_in >= self.persisted_next.max(1) && !bug!("speaks_before_its_term_is_written") {
             // A member that votes alone leads at once. In its next life it would lead in the same term again, with other entries.
@@ -438,7 +444,8 @@ impl Replica {
             after = std::mem::take(&mut now);
         }
         output.send.append(&mut now);
-        let nothing_to_write = persist.entries.is_empty() && persist.snapshot.is_none() && !ready.must_sync();
+        let only_commit = persist.entries.is_empty() && persist.snapshot.is_none() && !ready.must_sync();
+        let nothing_to_write = only_commit && !members_change;
         self.node.advance_append_async(ready);
         if let Some(snapshot) = &persist.snapshot
             && !bug!("snapshot_not_applied_for_raft")
@@ -542,5 +549,43 @@ mod tests {
         assert!(replica.is_leader() && applied > 1);
         replica.take(Input::Applied(applied - 1));
         assert_eq!(replica.node.raft.raft_log.applied, applied);
+    }
+
+    /// Carries everything out at once: what is written, the messages, what is applied. The last hard state that each wrote is in `written`.
+    fn settle(replicas: &mut [Replica], written: &mut [HardState]) {
+        while replicas.iter().any(Replica::has_output) {
+            for at in 0..replicas.len() {
+                let output = replicas[at].drain();
+                if let Some(persist) = output.persist {
+                    written[at] = persist.hard_state.unwrap_or(written[at].clone());
+                    replicas[at].take(Input::Persisted(persist.number));
+                }
+                if let Some(last) = output.committed.last() {
+                    replicas[at].take(Input::Applied(last.index));
+                }
+                for message in output.send {
+                    replicas[message.to as usize - 1].take(Input::Message(Box::new(message)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn that_a_change_of_members_is_agreed_on_is_written_down() {
+        let replica = |id| {
+            let conf_state = Some(ConfState { voters: vec![1, 2], ..Default::default() });
+            let metadata = SnapshotMetadata { conf_state, index: 1, term: 1 };
+            let log = RaftLog::new(metadata, HardState::default(), Vec::new());
+            Replica::new(id, log, Timing { heartbeat_ticks: 4, election_ticks: 20 }, Sizes::default()).unwrap()
+        };
+        let mut replicas = [replica(1), replica(2)];
+        let mut written = [HardState::default(), HardState::default()];
+        replicas[0].take(Input::Campaign);
+        settle(&mut replicas, &mut written);
+        assert!(replicas[0].is_leader());
+        replicas[0].take(Input::Change(single_change(2, ConfChangeType::RemoveNode)));
+        settle(&mut replicas, &mut written);
+        assert!(replicas[0].is_alone());
+        assert_eq!(written[0].commit, replicas[0].committed());
     }
 }

@@ -121,3 +121,22 @@ async fn work_of_a_past_term_is_fenced_off() {
     assert!(store.txn(fenced(term)).await.is_ok());
     assert!(matches!(store.txn(fenced(term - 1)).await, Err(Error::Fenced { .. })));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_the_one_that_is_left_needs_nobody_after_a_restart() {
+    let dir = Dir::new("left");
+    let (one, addr) = member(&dir.sub("1"), "one", &[]).await;
+    let (two, _) = member(&dir.sub("2"), "two", &[addr]).await;
+    while one.members().iter().filter(|m| !m.learner).count() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    put(&one, "a", "1").await;
+    one.change_members(MemberChange::Remove(two.id())).await.unwrap();
+    two.stop().await;
+    one.stop().await;
+    drop(one);
+    let (one, _) = member(&dir.sub("1"), "one", &[]).await;
+    assert_eq!(get(&one, "a").await.as_deref(), Some("1"));
+    put(&one, "a", "2").await;
+    one.stop().await;
+}

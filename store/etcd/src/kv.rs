@@ -14,7 +14,10 @@ impl Api {
         }
     }
 
-    pub(crate) async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+    pub(crate) async fn range(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
         let request = request.into_inner();
         check::range(&request)?;
         let found = self.store.range(convert::range(request)).await.map_err(error::status)?;

@@ -41,7 +41,11 @@ const LEADER_MISSING_MAX: Duration = Duration::from_secs(3);
 pub const PATH: &str = "/etcdserverpb.Watch/Watch";
 
 /// Answers a call of it. By hand, because gRPC's usual way encodes each answer whole.
-pub fn serve(api: Api, request: http::Request<Incoming>, request_bytes_max: usize) -> http::Response<tonic::body::Body> {
+pub fn serve(
+    api: Api,
+    request: http::Request<Incoming>,
+    request_bytes_max: usize,
+) -> http::Response<tonic::body::Body> {
     let needs_leader = request.headers().get("hasleader").is_some_and(|v| v == "true");
     if needs_leader && api.store.leadership().borrow().leader.is_none() {
         return error::no_leader().into_http();
@@ -359,7 +363,9 @@ impl Session {
                 self.catching.push_back(group);
                 return self.fall_behind_now().await;
             }
-            Err(WatchError::Compacted { oldest, .. }) => return self.end(group.watches, oldest, &error::compacted()).await,
+            Err(WatchError::Compacted { oldest, .. }) => {
+                return self.end(group.watches, oldest, &error::compacted()).await;
+            }
             Err(WatchError::Stopped) => return self.end(group.watches, 0, &error::stopped()).await,
         };
         if !found.events.is_empty() {
