@@ -69,7 +69,7 @@ async fn clients() -> anyhow::Result<()> {
     let args = save(&theirs.file(&dir), "alice");
     holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownIssuer"])?;
     let args = save(&ca, "mallory");
-    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "UnknownCA"])?;
+    holds(&store_fails(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?, &[&url, "its log says why"])?;
     server.terminate().await?;
     Ok(())
 }
@@ -93,28 +93,29 @@ async fn members() -> anyhow::Result<()> {
     let seed = &servers[0].plan.peer;
     let joined = Plan::new(&dir, "d", &[&peer[..], &["--join", seed]].concat())?.start().await?;
     holds(&ctl(joined.endpoint(), &["get", "a"]).await?, &["1"])?;
-    // Of another authority; with another name; without TLS. Each is told with the address and the cause, and none is let in.
-    for (name, more, expected) in [
-        ("stranger", certified("stranger").to_vec(), "with certificates of one authority?"),
-        ("plain", Vec::new(), "do both sides use TLS for peers"),
-    ] {
-        let mut plan = Plan::new(&dir, name, &["--join", seed])?;
-        plan.more.extend(more);
-        let mut outside = plan.spawn()?;
-        ensure!(outside.ends().await?.code() == Some(1));
-        holds(&outside.said(), &["could not join the store", seed, expected])?;
-        // What it did not become leaves no trace that would keep it from trying again.
-        ensure!(!dir.sub(name).join("identity").exists());
-    }
-    ensure!(ctl(servers[0].endpoint(), &["member", "list"]).await?.lines().count() == 4);
-    holds(&servers[0].said(), &["tls accept error", "UnknownIssuer"])?;
-    // One whose certificate carries another name cannot be told from a stranger.
+    // Of another authority; without TLS; met by one whose certificate carries another name and so cannot be told from a stranger. All are
+    // tried at once: each goes on trying for half a minute.
     let nameless = certified("nameless");
     let nameless: Vec<&str> = nameless.iter().map(String::as_str).collect();
     let wrong = Plan::new(&dir, "wrong", &nameless)?.start().await?;
-    let mut outside = Plan::new(&dir, "e", &[&peer[..], &["--join", &wrong.plan.peer]].concat())?.spawn()?;
-    ensure!(outside.ends().await?.code() == Some(1));
-    holds(&outside.said(), &["could not join the store", &wrong.plan.peer, "not valid for name"])?;
+    let mut outside = Vec::new();
+    for (name, more, seed, expected) in [
+        ("stranger", certified("stranger").to_vec(), seed, "with certificates of one authority?"),
+        ("plain", Vec::new(), seed, "do both sides use TLS for peers"),
+        ("astray", certified("peer").to_vec(), &wrong.plan.peer, "not valid for name"),
+    ] {
+        let mut plan = Plan::new(&dir, name, &["--join", seed])?;
+        plan.more.extend(more);
+        outside.push((plan.spawn()?, seed, expected));
+    }
+    for (server, seed, expected) in &mut outside {
+        ensure!(server.ends().await?.code() == Some(1));
+        holds(&server.said(), &["could not join the store", seed, expected])?;
+        // What it did not become leaves no trace that would keep it from trying again.
+        ensure!(!server.plan.data.join("identity").exists());
+    }
+    ensure!(ctl(servers[0].endpoint(), &["member", "list"]).await?.lines().count() == 4);
+    holds(&servers[0].said(), &["tls accept error", "UnknownIssuer"])?;
     Ok(())
 }
 

@@ -151,6 +151,10 @@ fn failed(url: &str, status: &tonic::Status) -> anyhow::Error {
         }
         cause = error.source();
     }
+    // In TLS 1.3 whoever is turned away often hears nothing but the end of the connection.
+    if std::error::Error::source(status).is_some() && url.starts_with("https://") {
+        text.push_str(" (if the member turned our certificate away, its log says why)");
+    }
     anyhow::anyhow!("taking a snapshot from {url}: {text}")
 }
 
