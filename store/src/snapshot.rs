@@ -20,7 +20,7 @@ const UNFINISHED: &str = "tmp-snap";
 /// The file that a snapshot from the leader is received into.
 pub const INCOMING: &str = "tmp-incoming";
 const KEYS_A_CHUNK: usize = 1000;
-const FLUSH_BYTES: usize = 1 << 20;
+const FLUSH_BYTES: usize = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
