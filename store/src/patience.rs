@@ -20,7 +20,8 @@ mod tests {
 
     #[test]
     fn members_take_turns() {
-        let check = |id, leader, dice, expect| assert_eq!(ticks(20, id, leader, &[3, 5, 9], dice), expect, "{id} {leader}");
+        let check =
+            |id, leader, dice, expect| assert_eq!(ticks(20, id, leader, &[3, 5, 9], dice), expect, "{id} {leader}");
         check(3, 5, 0, 20);
         check(9, 5, 0, 22);
         check(9, 5, 1, 23);
