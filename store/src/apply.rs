@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
-/// A snapshot is taken after some entries (see `sizes`), or when their bytes are as many as the state's, but not before there are so
-/// many: writing the whole state for every few changes would be most of the disk's work.
+/// A snapshot is taken after some entries (see `sizes`), or when their bytes are half as many as the state's: a restart reads the state and
+/// at most so much of the log. Not before there are so many, though: writing the whole state for every few changes would be most of
+/// the disk's work.
 const SNAPSHOT_BYTES_MIN: usize = 64 << 20;
 
 pub enum ToApply {
@@ -120,7 +121,7 @@ impl Applier {
         if unswept {
             self.sweep_later();
         }
-        if self.entries_since >= shared.sizes.snapshot_entries || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size) {
+        if self.entries_since >= shared.sizes.snapshot_entries || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size / 2) {
             self.take_snapshot();
         }
         Ok(last)

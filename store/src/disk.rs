@@ -10,6 +10,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+/// A file that is larger is made smaller step by step before it is removed.
+const SHRINK_FROM_BYTES: u64 = 32 << 20;
+const SHRINK_STEP_BYTES: u64 = 8 << 20;
+
 /// A folder of files. Names are plain file names. Appended bytes are safe only after `sync`.
 pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
@@ -26,9 +30,27 @@ pub trait Disk: Send + Sync + 'static {
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Data of the file to the medium. An error is final: nobody knows what was written, so it is never tried again.
     fn sync(&self, name: &str) -> io::Result<()>;
+    /// Has the data of the file written out, without the word that it is safe: a later sync of all of it then waits little, and those of other
+    /// files wait for no large write. An error is as final as one of `sync`.
+    fn write_out(&self, name: &str) -> io::Result<()> {
+        self.sync(name)
+    }
     fn truncate(&self, name: &str, len: u64) -> io::Result<()>;
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
+}
+
+/// Makes a large file small before it is removed: a file system that tells the device at once what it may forget (mount option `discard`)
+/// would otherwise hold up the log's syncs for as long as that takes, tens of milliseconds for a snapshot. If it cannot, the removal says why.
+fn shrink(path: &Path) {
+    let Ok(file) = OpenOptions::new().write(true).open(path) else { return };
+    let mut left = file.metadata().map_or(0, |m| m.len());
+    while left > SHRINK_FROM_BYTES {
+        left -= SHRINK_STEP_BYTES;
+        if file.set_len(left).and_then(|()| file.sync_all()).is_err() {
+            return;
+        }
+    }
 }
 
 /// An error that says what was tried on which file; of the same kind.
@@ -144,6 +166,16 @@ impl Disk for RealDisk {
         }
         .map_err(explain("syncing", &self.dir.join(name)))
     }
+    fn write_out(&self, name: &str) -> io::Result<()> {
+        use std::os::fd::AsRawFd as _;
+        let file = self.file(name)?;
+        let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: sync_file_range(2) takes an open file and three numbers; 0 and 0 mean the whole file.
+        match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, how) } {
+            0 => Ok(()),
+            _ => Err(explain("writing out", &self.dir.join(name))(io::Error::last_os_error())),
+        }
+    }
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
         file.set_len(len)?;
@@ -158,6 +190,7 @@ impl Disk for RealDisk {
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.forget(name);
+        shrink(&self.dir.join(name));
         match std::fs::remove_file(self.dir.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),

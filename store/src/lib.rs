@@ -32,6 +32,7 @@ mod log;
 mod machine;
 mod membership;
 mod offline;
+mod patience;
 mod peer;
 mod pending;
 mod raftlog;

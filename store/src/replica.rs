@@ -4,6 +4,7 @@
 //! in the shape of [`Output`]: `send` may go out at once, `persist.then_send` only after that batch is on disk.
 
 use crate::command::{self, Command, Proposal};
+use crate::patience;
 use crate::raftlog::RaftLog;
 use crate::sizes::Sizes;
 use crate::types::{MemberId, Term};
@@ -138,6 +139,8 @@ pub struct Replica {
     promised: (Term, MemberId),
     promised_in: u64,
     last_seen: (Term, MemberId, bool),
+    /// How long this member bears silence, in ticks, as it was set last.
+    patience_ticks: usize,
     sizes: Sizes,
     #[cfg(feature = "simulation")]
     lots: crate::simulation::Lots,
@@ -181,6 +184,7 @@ impl Replica {
             promised,
             promised_in: 0,
             last_seen: (0, 0, false),
+            patience_ticks: 0,
             sizes,
             #[cfg(feature = "simulation")]
             lots: crate::simulation::Lots::of(id),
@@ -189,8 +193,7 @@ impl Replica {
         if replica.voters() == [id] {
             let _ = replica.node.campaign();
         }
-        #[cfg(feature = "simulation")]
-        replica.lots.draw(&mut replica.node.raft);
+        replica.be_patient();
         Ok(replica)
     }
 
@@ -257,8 +260,22 @@ impl Replica {
     /// Takes one input. Call [`Replica::drain`] after some of them.
     pub fn take(&mut self, input: Input) {
         self.take_one(input);
+        self.be_patient();
+    }
+
+    /// Puts this member's patience in the place of the one that Raft drew.
+    fn be_patient(&mut self) {
         #[cfg(feature = "simulation")]
-        self.lots.draw(&mut self.node.raft);
+        if crate::simulation::is_running() {
+            return self.lots.draw(&mut self.node.raft);
+        }
+        if self.node.raft.randomized_election_timeout() != self.patience_ticks {
+            let voters = self.voters();
+            let raft = &mut self.node.raft;
+            let dice = rand::random_range(0..usize::MAX);
+            self.patience_ticks = patience::ticks(raft.election_timeout(), raft.id, raft.leader_id, &voters, dice);
+            raft.set_randomized_election_timeout(self.patience_ticks);
+        }
     }
 
     fn take_one(&mut self, input: Input) {
@@ -379,8 +396,7 @@ impl Replica {
     /// What the inputs since the last call came to. Repeat until it is empty.
     pub fn drain(&mut self) -> Output {
         self.propose_queued();
-        #[cfg(feature = "simulation")]
-        self.lots.draw(&mut self.node.raft);
+        self.be_patient();
         let mut output = Output { refused: std::mem::take(&mut self.refused), ..Default::default() };
         while self.waiting.front().is_some_and(|(number, _)| *number < self.persisted_next) {
             if let Some((_, messages)) = self.waiting.pop_front() {

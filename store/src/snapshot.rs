@@ -20,7 +20,7 @@ const UNFINISHED: &str = "tmp-snap";
 /// The file that a snapshot from the leader is received into.
 pub const INCOMING: &str = "tmp-incoming";
 const KEYS_A_CHUNK: usize = 1000;
-const FLUSH_BYTES: usize = 1 << 20;
+const FLUSH_BYTES: usize = 512 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -109,8 +109,9 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
         }
         if buffer.len() >= FLUSH_BYTES {
             disk.append(name, &buffer)?;
-            // A little at a time: one large sync at the end would hold up those of the log.
-            disk.sync(name)?;
+            // A little at a time: one large sync at the end would hold up those of the log, and so would a sync each time, which has the device
+            // empty its cache and the file system close its journal.
+            disk.write_out(name)?;
             buffer.clear();
         }
         match last {

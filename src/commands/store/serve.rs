@@ -182,8 +182,12 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         },
     })
     .await?;
-    // Reading the data took more memory than holding it does.
-    crate::memory::give_back_now();
+    // Reading the data, the end of the log too, took more memory than holding it does.
+    let read = store.clone();
+    tokio::spawn(async move {
+        let _ = read.barrier().await;
+        let _ = tokio::task::spawn_blocking(crate::memory::give_back_now).await;
+    });
     let settings = Settings {
         request_bytes_max: args.max_request_bytes,
         txn_ops_max: args.max_txn_ops,

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 /// How long an outage may last, and a member may take until it is one again.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// A put that was not answered by then is asked again.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// A put that was not answered by then is asked again: one that went to the dead leader may wait for long.
+const ATTEMPT: Duration = Duration::from_millis(200);
 
 /// A cluster under test; each member can be started again.
 pub struct Trio {
@@ -103,22 +103,25 @@ impl Trio {
         let mut pools = stay.map(|(_, server)| Pool::new(&server.endpoint, 1)).collect::<anyhow::Result<Vec<_>>>()?;
         let begun = Instant::now();
         let mut struck: Option<Instant> = None;
-        let mut sent = vec![None::<Instant>; pools.len()];
-        let mut number = 0;
+        // When each put was sent, by its tag; and the last one on each connection, if it is not answered.
+        let mut sent: Vec<Instant> = Vec::new();
+        let mut last = vec![None::<usize>; pools.len()];
         loop {
-            for (pool, sent) in pools.iter_mut().zip(&mut sent) {
-                if sent.is_none_or(|at| at.elapsed() > ATTEMPT) {
-                    let (path, message) = probe(number % 1000);
-                    pool.connections[0].call(path, number as usize, &message);
-                    *sent = Some(Instant::now());
-                    number += 1;
+            for (pool, last) in pools.iter_mut().zip(&mut last) {
+                if last.is_none_or(|tag| sent[tag].elapsed() > ATTEMPT) {
+                    let (path, message) = probe(sent.len() as u64 % 1000);
+                    pool.connections[0].call(path, sent.len(), &message);
+                    *last = Some(sent.len());
+                    sent.push(Instant::now());
                 }
                 let mut done = Vec::new();
                 pool.turn(Duration::from_millis(1), &mut done, &mut |_, _| {})?;
                 for (_, call) in done {
-                    let at = sent.take();
-                    if let (Some(struck), Some(at), Some(_)) = (struck, at, call.answer)
-                        && at > struck
+                    if *last == Some(call.tag) {
+                        *last = None;
+                    }
+                    if let (Some(struck), Some(_)) = (struck, call.answer)
+                        && sent[call.tag] > struck
                     {
                         return Ok(struck.elapsed());
                     }
