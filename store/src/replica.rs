@@ -448,7 +448,7 @@ impl Replica {
         }
         let committed = ready.take_committed_entries();
         let members_change = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
-        if members_change {
+        if members_change && !bug!("restart_forgets_agreed_changes") {
             // A member that restarts believes in the members of what it knows to be committed. Of two of which one was removed, and is
             // gone, the other must not wait for that one's vote.
             persist.hard_state = Some(self.node.raft.hard_state());

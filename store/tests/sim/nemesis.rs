@@ -72,6 +72,7 @@ impl World {
                     }
                 }
             }
+            88..90 => self.blink_beside_a_cut(leading, victim),
             _ => {
                 if let Some(leader) = leading {
                     self.change_members(leader);
@@ -82,6 +83,19 @@ impl World {
     }
 
     /// At most one member of a run is damaged: what a majority has lost, nobody can give back.
+    /// One member hears its leader no more and stands for election; the others die and come back meanwhile, again and again.
+    fn blink_beside_a_cut(&mut self, leading: Option<usize>, deaf: usize) {
+        let Some(leader) = leading.filter(|leader| *leader != deaf) else { return };
+        self.cuts.extend([(leader, deaf), (deaf, leader)]);
+        for other in (0..self.nodes.len()).filter(|other| ![leader, deaf].contains(other)) {
+            let mut us = self.rng.between(400_000, 600_000);
+            for _ in 0..8 {
+                self.after(us, Event::Blink(other));
+                us += self.rng.between(50_000, 150_000);
+            }
+        }
+    }
+
     fn flip(&mut self, victim: usize) {
         let leader =
             self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());

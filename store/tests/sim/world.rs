@@ -29,14 +29,42 @@ pub enum Event {
     Apply(usize, u64),
     Job(usize, u64, Box<dyn FnOnce() + Send>),
     Deliver(usize, Input),
-    SnapshotRead { from: usize, to: usize, message: Message },
-    SnapshotBegin { from: usize, to: usize, message: Message, data: Vec<u8> },
-    SnapshotEnd { from: usize, to: usize, incarnation: u64, message: Message, data: Vec<u8> },
-    Forward { from: usize, incarnation: u64, to: usize, commands: Vec<Bytes>, sequences: Vec<u64> },
-    ForwardAnswer { to: usize, incarnation: u64, accepted: bool, sequences: Vec<u64> },
+    SnapshotRead {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
+    SnapshotBegin {
+        from: usize,
+        to: usize,
+        message: Message,
+        data: Vec<u8>,
+    },
+    SnapshotEnd {
+        from: usize,
+        to: usize,
+        incarnation: u64,
+        message: Message,
+        data: Vec<u8>,
+    },
+    Forward {
+        from: usize,
+        incarnation: u64,
+        to: usize,
+        commands: Vec<Bytes>,
+        sequences: Vec<u64>,
+    },
+    ForwardAnswer {
+        to: usize,
+        incarnation: u64,
+        accepted: bool,
+        sequences: Vec<u64>,
+    },
     Closed(usize, usize),
     Campaign(usize, usize),
     Restart(usize),
+    /// Dies and is back in a moment.
+    Blink(usize),
     Housekeeping(usize, u64),
     Client(usize),
     Nemesis,
@@ -234,6 +262,14 @@ impl World {
     }
 
     pub fn crash(&mut self, i: usize) {
+        // Some are back before anybody has noticed.
+        let longest = if self.rng.chance(300) { 60_000 } else { 1_500_000 };
+        let us = self.rng.between(1_000, longest);
+        self.crash_for(i, us);
+    }
+
+    /// A member dies, and is started again so much later.
+    fn crash_for(&mut self, i: usize, down_us: u64) {
         let Some(run) = self.nodes[i].run.take() else { return };
         self.trace(|| format!("member {i} crashes: {:?}", run.shared.failure.borrow()));
         self.nodes[i].incarnation += 1;
@@ -244,10 +280,7 @@ impl World {
             let us = self.rng.between(500, 20_000);
             self.after(us, Event::Closed(j, i));
         }
-        // Some are back before anybody has noticed.
-        let longest = if self.rng.chance(300) { 60_000 } else { 1_500_000 };
-        let us = self.rng.between(1_000, longest);
-        self.after(us, Event::Restart(i));
+        self.after(down_us, Event::Restart(i));
     }
 
     fn heal(&mut self) -> Result<(), Violation> {
@@ -395,6 +428,11 @@ impl World {
                 }
             }
             Event::Restart(i) => self.start(i)?,
+            Event::Blink(i) if self.chaos => {
+                let us = self.rng.between(1_000, 30_000);
+                self.crash_for(i, us);
+            }
+            Event::Blink(_) => {}
             Event::Housekeeping(i, n) => {
                 if self.is_up(i, n, || Event::Housekeeping(i, n)) {
                     self.housekeeping(i)?;
@@ -537,10 +575,15 @@ impl World {
         }
         let run = self.index_of(leader).and_then(|i| self.nodes[i].run.as_ref());
         let Some(run) = run.filter(|_| leader != candidate && self.now_ms() < until_ms) else { return Ok(()) };
+        // The promise may have waited for the disk while that leader died and, in a later term, was elected again: it does not count there.
+        if run.shared.leadership.borrow().term > promised_in {
+            return Ok(());
+        }
         let left = run.shared.lease_until.load(Ordering::Relaxed).saturating_sub(run.shared.clock.now_ns());
         if left > 0 {
-            let detail =
-                format!("{voter:x} votes for {candidate:x}; it promised {leader:x} silence until {until_ms} ms");
+            let detail = format!(
+                "{voter:x} votes for {candidate:x} in {term}; in {promised_in} it promised {leader:x} silence until {until_ms} ms"
+            );
             return violated(ONE_AUTHORITY, detail);
         }
         Ok(())
