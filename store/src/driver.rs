@@ -22,7 +22,7 @@ use crate::lessor::Lessor;
 use crate::log::{Log, is_full};
 use crate::machine::Machine;
 use crate::pending::Pending;
-use crate::replica::{Authority, Input, Output, Persist, Replica};
+use crate::replica::{Authority, Input, Output, Persist, Progress, Replica};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::types::*;
@@ -58,7 +58,7 @@ pub trait Outbox: Send + Sync + 'static {
 pub enum Wake {
     Input(Input),
     Propose(Arc<Proposal>),
-    Progress(oneshot::Sender<Vec<(MemberId, u64, bool)>>),
+    Progress(oneshot::Sender<Vec<Progress>>),
     Stop,
 }
 

@@ -36,6 +36,7 @@ mod patience;
 mod peer;
 mod pending;
 mod raftlog;
+mod reconfigure;
 mod record;
 mod replica;
 #[cfg(feature = "simulation")]

@@ -18,7 +18,7 @@ pub use crate::machine::Machine;
 pub use crate::pending::Pending;
 pub use crate::raftlog::RaftLog;
 pub use crate::record::{Next, next as next_record};
-pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, is_snapshot, single_change};
+pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, change_of, is_snapshot};
 pub use crate::sizes::Sizes;
 pub mod snapshots {
     //! Snapshot files, as members write and read them.

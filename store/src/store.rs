@@ -18,7 +18,8 @@ use crate::machine::Machine;
 use crate::membership;
 use crate::peer::PeerService;
 use crate::raftlog::RaftLog;
-use crate::replica::{Input, Replica, Timing};
+use crate::reconfigure;
+use crate::replica::{Input, Progress, Replica, Timing};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::transport::{self, Transport};
@@ -167,7 +168,7 @@ impl Store {
         if let Some(listener) = config.listener {
             store.serve_peers(listener, config.tls)?;
         }
-        tokio::spawn(membership::lead(store.clone()));
+        tokio::spawn(reconfigure::lead(store.clone()));
         tokio::spawn(membership::leave_when_removed(store.clone()));
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
@@ -206,10 +207,9 @@ impl Store {
     pub async fn stop(&self) {
         let progress = self.progress().await;
         let leads = self.leadership().borrow().is_leader();
-        let heir =
-            progress.iter().filter(|(id, _, voter)| *voter && *id != self.id()).max_by_key(|(_, matched, _)| *matched);
-        if let (true, Some((heir, _, _))) = (leads, heir) {
-            self.shared().input(Input::TransferTo(*heir));
+        let heir = progress.iter().filter(|m| m.votes && m.id != self.id()).max_by_key(|m| m.matched);
+        if let (true, Some(heir)) = (leads, heir) {
+            self.shared().input(Input::TransferTo(heir.id));
             let mut leadership = self.leadership();
             let _ = tokio::time::timeout(Duration::from_secs(2), leadership.wait_for(|l| !l.is_leader())).await;
         }
@@ -492,7 +492,7 @@ impl Store {
         outcome.await.unwrap_or(Err(Error::Stopped))
     }
 
-    pub(crate) async fn progress(&self) -> Vec<(MemberId, u64, bool)> {
+    pub(crate) async fn progress(&self) -> Vec<Progress> {
         let (answer, progress) = oneshot::channel();
         let _ = self.shared().inbox.send(Wake::Progress(answer));
         progress.await.unwrap_or_default()

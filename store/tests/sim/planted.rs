@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 /// Where each is: `bug!("name")` in the store's code.
 pub const BUGS: &[&str] = &[
     "acknowledge_before_write",
+    "alone_in_one_half",
     "append_batched_by_raft",
     "append_without_sync",
     "checksum_not_checked",
@@ -25,6 +26,7 @@ pub const BUGS: &[&str] = &[
     "log_dropped_too_far",
     "log_gap_under_snapshot_refused",
     "log_suffix_not_replaced",
+    "many_changes_without_a_joint_step",
     "membership_not_applied_by_followers",
     "new_leader_counts_leases_from_before",
     "own_proposal_of_another_term",

@@ -65,6 +65,8 @@ pub enum Event {
     Restart(usize),
     /// Dies and is back in a moment.
     Blink(usize),
+    Mute(usize),
+    CutOff(usize),
     Housekeeping(usize, u64),
     Client(usize),
     Nemesis,
@@ -432,7 +434,9 @@ impl World {
                 let us = self.rng.between(1_000, 30_000);
                 self.crash_for(i, us);
             }
-            Event::Blink(_) => {}
+            Event::CutOff(i) if self.chaos => self.cut_off(i),
+            Event::Mute(i) if self.chaos => self.mute(i),
+            Event::Blink(_) | Event::CutOff(_) | Event::Mute(_) => {}
             Event::Housekeeping(i, n) => {
                 if self.is_up(i, n, || Event::Housekeeping(i, n)) {
                     self.housekeeping(i)?;
@@ -556,6 +560,10 @@ impl World {
     /// A member has begun to lead: nobody else may answer reads by a lease of its own.
     fn leads_alone(&self, id: MemberId) -> Result<(), Violation> {
         for other in self.nodes.iter().filter(|n| n.id != id).filter_map(|n| n.run.as_ref()) {
+            if other.raft.replica().authority() == Authority::Sole {
+                let detail = format!("member {id:x} leads while {:x} takes itself for the only voter", other.shared.id);
+                return violated(ONE_AUTHORITY, detail);
+            }
             let left = other.shared.lease_until.load(Ordering::Relaxed).saturating_sub(other.shared.clock.now_ns());
             if left > 0 {
                 let detail =
