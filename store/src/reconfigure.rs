@@ -16,8 +16,8 @@ use std::time::Duration;
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// A change that is not agreed on by then is given up.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
-/// The leader forgets whom it heard with every election time-out, and hears them again with the next heartbeat.
-const HEARD_WITHIN: Duration = Duration::from_millis(1500);
+/// A member that runs answers sooner.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 fn unknown(id: MemberId) -> Error {
     refuse(id, MemberCode::NotFound, "there is no such member")
@@ -173,19 +173,22 @@ impl Store {
         progress.iter().any(|m| m.id == id && m.matched > 0 && m.matched + CAUGHT_UP_ENTRIES >= newest)
     }
 
-    /// Refuses to make voters of these alone unless a majority of them is heard: without one, nothing could be agreed on afterwards, this
-    /// mistake's undoing included.
+    /// Refuses to make voters of these alone unless a majority of them answers: without one, nothing could be agreed on afterwards, this
+    /// mistake's undoing included. Who has an entry that was written just now has answered just now.
     async fn check_majority(&self, voters: &[MemberId]) -> Result<(), Error> {
-        let deadline = tokio::time::Instant::now() + HEARD_WITHIN;
+        self.submit(0, Kind::Nothing).await?;
+        let newest = self.progress().await.iter().map(|m| m.matched).max().unwrap_or(0);
+        let deadline = tokio::time::Instant::now() + ANSWER_MAX;
         loop {
             let progress = self.progress().await;
-            let heard = voters.iter().filter(|id| progress.iter().any(|m| m.id == **id && m.is_heard)).count();
-            if heard > voters.len() / 2 {
+            let answered = |id: &&MemberId| progress.iter().any(|m| m.id == **id && m.matched >= newest);
+            let count = voters.iter().filter(answered).count();
+            if count > voters.len() / 2 {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
                 let problem = format!(
-                    "of the {} voters that there would be {heard} are heard, which is no majority: start the others first",
+                    "of the {} voters that there would be {count} answer, which is no majority: start the others first",
                     voters.len()
                 );
                 return Err(refuse(0, MemberCode::NotEnoughStarted, problem));
@@ -198,7 +201,7 @@ impl Store {
     async fn hand_over(&self, heirs: &[MemberId]) -> Result<(), Error> {
         let progress = self.progress().await;
         let heirs = progress.iter().filter(|m| heirs.contains(&m.id));
-        match heirs.max_by_key(|m| (m.is_heard, m.matched)) {
+        match heirs.max_by_key(|m| m.matched) {
             Some(heir) => self.move_leader(heir.id).await,
             None => Err(Error::NotLeader),
         }

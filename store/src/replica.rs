@@ -101,8 +101,6 @@ pub struct Progress {
     pub matched: u64,
     /// Whether it votes (in the newer half, while a change of several members is under way).
     pub votes: bool,
-    /// Whether it answered within the last one or two election time-outs.
-    pub is_heard: bool,
 }
 
 /// What makes this member's state the newest there is, so that it may answer reads by itself.
@@ -244,14 +242,9 @@ impl Replica {
 
     /// Each member as the leader sees it.
     pub fn progress(&self) -> Vec<Progress> {
-        let (voters, own) = (self.voters(), self.node.raft.id);
-        let seen = |id: &MemberId, p: &raft::Progress| Progress {
-            id: *id,
-            matched: p.matched,
-            votes: voters.contains(id),
-            is_heard: p.recent_active || *id == own,
-        };
-        self.node.raft.prs().iter().map(|(id, p)| seen(id, p)).collect()
+        let voters = self.voters();
+        let seen = |id: &MemberId, matched| Progress { id: *id, matched, votes: voters.contains(id) };
+        self.node.raft.prs().iter().map(|(id, p)| seen(id, p.matched)).collect()
     }
 
     /// Raft's log as it stands in memory (see [`RaftLog::terms`]).

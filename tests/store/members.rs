@@ -147,7 +147,7 @@ async fn no_majority() -> anyhow::Result<()> {
     let refused = store_fails(&["members", "--endpoint", at, "--vote=nobody"]).await?;
     holds(&refused, &["no member is called \"nobody\"", &leader])?;
     let refused = store_fails(&["members", "--endpoint", at, &vote(&[&leader, &dead_id])]).await?;
-    holds(&refused, &["of the 2 voters that there would be 1 are heard"])?;
+    holds(&refused, &["of the 2 voters that there would be 1 answer"])?;
     let refused = ctl_fails(at, &["member", "remove", &other]).await?;
     holds(&refused, &["not enough started members"])?;
     // Nothing has changed; and the dead one may go.
