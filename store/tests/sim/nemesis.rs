@@ -1,6 +1,7 @@
 //! What goes wrong, and changes of membership while it does.
 
 use crate::checks::Violation;
+use crate::tally;
 use crate::world::{Event, World};
 use raft::eraftpb::ConfChangeType;
 use skiff_store::simulation::*;
@@ -32,12 +33,14 @@ impl World {
             }
             24..32 => {
                 let us = if self.rng.chance(300) { 3_000_000 } else { 900_000 };
+                tally::count("process: paused");
                 self.nodes[victim].paused_until = now + self.rng.between(10_000, us);
             }
             32..42 => self.cut_off(victim),
             42..50 => {
                 for other in 0..count {
                     if self.rng.chance(600) {
+                        tally::count("network: a direction cut");
                         self.cuts.insert(if self.rng.chance(500) { (victim, other) } else { (other, victim) });
                     }
                 }
@@ -58,6 +61,7 @@ impl World {
                     let to = self.nodes[self.rng.below(count as u64) as usize].id;
                     let leads = run.shared.leadership.borrow().is_leader();
                     if leads && to != run.shared.id && run.shared.look().conf_state.voters.contains(&to) {
+                        tally::count("group: leadership handed over");
                         run.shared.input(Input::TransferTo(to));
                         self.raft_later(victim);
                         if self.rng.chance(400) {
@@ -86,6 +90,7 @@ impl World {
     }
 
     pub fn cut_off(&mut self, victim: usize) {
+        tally::count("network: a member cut off");
         self.cuts.extend((0..self.nodes.len()).flat_map(|other| [(victim, other), (other, victim)]));
     }
 
@@ -115,6 +120,9 @@ impl World {
         self.crash(victim);
         let disk = self.nodes[victim].disk.clone();
         self.nodes[victim].flipped = disk.flip(&mut self.rng);
+        if self.nodes[victim].flipped.is_some() {
+            tally::count("disk: a bit flipped");
+        }
         self.trace(|| format!("flipped {:?}", self.nodes[victim].flipped));
     }
 
@@ -137,6 +145,7 @@ impl World {
         if steps.is_empty() {
             return;
         }
+        tally::count(if steps.len() > 1 { "group: many members changed at once" } else { "group: a member changed" });
         if steps.len() > 1 && self.rng.chance(300) {
             // It hears perhaps that the change is agreed on, and nobody hears it from it.
             let us = self.rng.between(200, 4_000);

@@ -3,6 +3,7 @@
 use crate::checks::{RECOVERY, Violation, violated};
 use crate::disk::SimDisk;
 use crate::rng::Rng;
+use crate::tally;
 use raft::eraftpb::Message;
 use skiff_store::simulation::*;
 use std::collections::{HashMap, VecDeque};
@@ -90,7 +91,10 @@ impl Node {
         match self.open(now, sizes, rng) {
             Ok(run) => self.run = Some(run),
             Err(_) if self.disk.is_dead() => self.disk.crash(),
-            Err(_) if self.flipped.is_some() => self.gone = true,
+            Err(why) if self.flipped.as_ref().is_some_and(|(file, _)| why.contains(file) && why.contains("byte")) => {
+                tally::count("disk: a flipped bit, refused by file and byte");
+                self.gone = true;
+            }
             Err(why) => return violated(RECOVERY, format!("member {:x} does not start: {why}", self.id)),
         }
         Ok(())

@@ -7,6 +7,7 @@ use crate::checks::{Checks, LIVENESS, ONE_AUTHORITY, RECOVERY, Violation, violat
 use crate::clients::Clients;
 use crate::node::{Node, TICK_US};
 use crate::rng::Rng;
+use crate::tally;
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use skiff_store::simulation::*;
@@ -515,6 +516,7 @@ impl World {
         let mut led = None;
         if leadership != run.seen {
             if leadership.is_leader() {
+                tally::count("group: a leader elected");
                 self.checks.leads(run.shared.id, leadership.term, run.raft.replica().log())?;
                 led = Some(run.shared.id);
             }
@@ -537,7 +539,10 @@ impl World {
         let incarnation = self.nodes[i].incarnation;
         if write {
             let us = match self.rng.below(100) {
-                0 if self.slow_disks => self.rng.between(100_000, 1_000_000),
+                0 if self.slow_disks => {
+                    tally::count("disk: a stall of 0.1 to 1 s");
+                    self.rng.between(100_000, 1_000_000)
+                }
                 0..5 => self.rng.below(30_000),
                 _ => self.rng.between(50, 1_500),
             };
@@ -621,6 +626,7 @@ impl World {
             return self.after(us, Event::SnapshotRead { from, to, message });
         }
         if self.loses(from, to) || self.nodes[to].run.is_none() {
+            tally::count("network: a message lost");
             if self.rng.chance(200) {
                 let id = self.nodes[to].id;
                 self.after(us, Event::Deliver(from, Input::Unreachable(id)));
@@ -628,6 +634,7 @@ impl World {
             return;
         }
         if self.chaos && self.rng.chance(20) {
+            tally::count("network: a message sent twice");
             let later = self.delay() * 3;
             self.after(later, Event::Deliver(to, Input::Message(Box::new(message.clone()))));
         }
