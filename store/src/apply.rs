@@ -27,6 +27,8 @@ pub enum ToApply {
     TakeSnapshot,
     /// Give back more of what compaction left.
     Sweep,
+    /// Nothing comes any more. (The thread has a sender of its own, so its queue never ends.)
+    Stop,
 }
 
 pub struct Applier {
@@ -42,6 +44,9 @@ pub struct Applier {
 /// Does what the raft thread does not do itself, in order.
 pub fn apply_thread(applier: &Mutex<Applier>, queue: &Receiver<ToApply>) -> Result<(), String> {
     while let Ok(work) = queue.recv() {
+        if matches!(work, ToApply::Stop) {
+            break;
+        }
         lock(applier).carry_out(work)?;
     }
     Ok(())
@@ -73,6 +78,7 @@ impl Applier {
                 self.sweeping = false;
                 self.sweep();
             }
+            ToApply::Stop => return Ok(()),
         }
         self.busy.fetch_sub(1, Ordering::AcqRel);
         Ok(())

@@ -273,6 +273,12 @@ pub struct RaftThread {
     crowded: bool,
 }
 
+impl Drop for RaftThread {
+    fn drop(&mut self) {
+        let _ = self.to_apply.send(ToApply::Stop);
+    }
+}
+
 /// What one turn of the raft thread took in.
 #[derive(Default)]
 pub struct Round {

@@ -7,7 +7,7 @@ pub use crate::apply::{Applier, ToApply};
 pub use crate::clock::Clock;
 pub use crate::command::{Command, Kind, Proposal, decode_batch};
 pub use crate::config::{Group, read_identity, write_identity};
-pub use crate::disk::Disk;
+pub use crate::disk::{Disk, MemoryDisk};
 pub use crate::driver::{Counters, LEASE, Outbox, Queues, RaftThread, Round, Shared, Wake, assemble, lock};
 pub use crate::hub::Hub;
 pub use crate::kv::Kv;

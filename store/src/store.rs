@@ -81,11 +81,22 @@ impl Store {
 
     /// Opens (or makes) this member's data and runs it. With `config.join` and no data yet, it first asks the group to take it in.
     pub async fn start(config: Config) -> anyhow::Result<Store> {
-        let disk: Arc<dyn Disk> = match &config.dir {
-            Some(dir) => Arc::new(
+        Store::open(config, None).await
+    }
+
+    /// As [`Store::start`], on a disk that may have faults.
+    #[cfg(feature = "simulation")]
+    pub async fn start_on(disk: Arc<dyn Disk>, config: Config) -> anyhow::Result<Store> {
+        Store::open(config, Some(disk)).await
+    }
+
+    async fn open(config: Config, disk: Option<Arc<dyn Disk>>) -> anyhow::Result<Store> {
+        let disk: Arc<dyn Disk> = match (disk, &config.dir) {
+            (Some(disk), _) => disk,
+            (None, Some(dir)) => Arc::new(
                 RealDisk::new(dir.clone()).with_context(|| format!("opening the data directory {}", dir.display()))?,
             ),
-            None => Arc::new(MemoryDisk::default()),
+            (None, None) => Arc::new(MemoryDisk::default()),
         };
         let claim = match &config.dir {
             Some(dir) => Some(Claim::take(dir).await?),
