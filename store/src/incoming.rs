@@ -305,3 +305,149 @@ pub fn check_part(disk: &dyn Disk, identity: &Identity, cluster_id: u64) -> Resu
         false => Err(wrong(format!("{found:?} (its end is there: {end}) where {identity:?} was offered"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::machine::Machine;
+    use crate::outgoing::{Sending, read_chunk};
+    use crate::types::{Op, Txn};
+    use raft::eraftpb::{Snapshot, SnapshotMetadata};
+
+    const CLUSTER: u64 = 5;
+
+    /// A sender's disk with a snapshot at this index, and its offer.
+    fn sender(index: u64, value: &str, term: u64) -> (MemoryDisk, Offer) {
+        let mut machine = Machine::new();
+        for i in 0..50 {
+            let txn = Txn { success: vec![Op::put(format!("k{i}"), value)], ..Default::default() };
+            machine.kv.txn(&txn).unwrap();
+        }
+        (machine.index, machine.term) = (index, 3);
+        let disk = MemoryDisk::default();
+        snapshot::write(&disk, &std::sync::RwLock::new(machine), CLUSTER, 4).unwrap();
+        let metadata = Some(SnapshotMetadata { index, term: 3, ..Default::default() });
+        let snapshot = Some(Snapshot { metadata, ..Default::default() });
+        let message = Message { term, snapshot, ..Default::default() };
+        let offer = Sending::default().offer(&disk, message, CLUSTER).unwrap();
+        (disk, offer)
+    }
+
+    fn bytes(disk: &MemoryDisk, offer: &Offer, from: u64, count: usize) -> Vec<u8> {
+        let mut file = disk.open_read_at(&snapshot::file_name(offer.identity.index), from).unwrap();
+        read_chunk(&mut *file, count).unwrap()
+    }
+
+    fn begin(incoming: &mut Incoming, disk: &MemoryDisk, offer: &Offer) -> (u64, u64) {
+        match incoming.begin(disk, offer, CLUSTER, 0) {
+            Ok(Begun::From { ticket, have }) => (ticket, have),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn goes_on_where_the_last_attempt_ended_and_installs_what_was_offered_only() {
+        let (from, offer) = sender(77, "value", 9);
+        for first in [0, 1, 100, offer.identity.size as usize - 1, offer.identity.size as usize] {
+            for restart in [false, true] {
+                let (disk, mut incoming) = (MemoryDisk::default(), Incoming::default());
+                let (ticket, have) = begin(&mut incoming, &disk, &offer);
+                assert_eq!(have, 0);
+                if first > 0 {
+                    incoming.take(&disk, ticket, &bytes(&from, &offer, 0, first)).unwrap();
+                }
+                if restart {
+                    incoming = Incoming::default();
+                    sweep(&disk, Some(76)).unwrap();
+                }
+                let (again, have) = begin(&mut incoming, &disk, &offer);
+                assert!(have <= first as u64 && (restart || have == first as u64), "{first} {restart}: {have}");
+                assert!(restart || matches!(incoming.take(&disk, ticket, b"late"), Err(Refused::Superseded)));
+                incoming.take(&disk, again, &bytes(&from, &offer, have, usize::MAX >> 1)).unwrap();
+                let checked = check_part(&disk, &offer.identity, CLUSTER);
+                incoming.finish(&disk, again, checked).unwrap();
+                assert_eq!(incoming.begin(&disk, &offer, CLUSTER, 0).unwrap(), Begun::Needless);
+                name_whole(&disk, 77, 3).unwrap();
+                let name = snapshot::file_name(77);
+                assert_eq!(disk.read(&name).unwrap(), from.read(&name).unwrap());
+                assert_eq!(disk.list().unwrap(), [name]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_begun_anew() {
+        let (from, offer) = sender(77, "value", 9);
+        let check = |other: Offer, expect: &str| {
+            let (disk, mut incoming) = (MemoryDisk::default(), Incoming::default());
+            let (ticket, _) = begin(&mut incoming, &disk, &offer);
+            incoming.take(&disk, ticket, &bytes(&from, &offer, 0, 200)).unwrap();
+            let begun = match incoming.begin(&disk, &other, CLUSTER, 70) {
+                Ok(Begun::From { have, .. }) => format!("from {have}, {} files", disk.list().unwrap().len()),
+                Ok(Begun::Needless) => "needless".to_owned(),
+                Err(refused) => format!("{refused:?}"),
+            };
+            assert_eq!(begun, expect);
+        };
+        check(offer.clone(), "from 200, 1 files");
+        check(sender(78, "value", 9).1, "from 0, 0 files");
+        check(sender(77, "other", 9).1, "from 0, 0 files");
+        check(sender(70, "value", 9).1, "needless");
+        check(sender(77, "value", 8).1, "Older");
+        check(sender(77, "value", 10).1, "from 200, 1 files");
+        check(Offer { cluster_id: 6, ..offer.clone() }, "Cluster");
+    }
+
+    #[test]
+    fn a_wrong_byte_anywhere_is_thrown_away() {
+        let (from, offer) = sender(77, "value", 9);
+        let size = offer.identity.size as usize;
+        for at in (0..size).step_by(7) {
+            let (disk, mut incoming) = (MemoryDisk::default(), Incoming::default());
+            let (ticket, _) = begin(&mut incoming, &disk, &offer);
+            let mut data = bytes(&from, &offer, 0, size);
+            data[at] ^= 1;
+            incoming.take(&disk, ticket, &data).unwrap();
+            let checked = check_part(&disk, &offer.identity, CLUSTER);
+            assert!(matches!(incoming.finish(&disk, ticket, checked), Err(Refused::Wrong { .. })), "byte {at}");
+            assert_eq!(begin(&mut incoming, &disk, &offer).1, 0);
+        }
+        let (disk, mut incoming) = (MemoryDisk::default(), Incoming::default());
+        let (ticket, _) = begin(&mut incoming, &disk, &offer);
+        let much = vec![0; size + 1];
+        assert!(matches!(incoming.take(&disk, ticket, &much), Err(Refused::TooMuch { .. })));
+        assert!(disk.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_being_sent_stays_until_it_is_let_go() {
+        let (disk, _) = sender(77, "value", 9);
+        let sending = Sending::default();
+        sending.hold(77);
+        sending.hold(77);
+        disk.append(&snapshot::file_name(78), b"newer").unwrap();
+        let names = || disk.list().unwrap().len();
+        snapshot::tidy(&disk, &sending).unwrap();
+        sending.let_go(&disk, 77).unwrap();
+        assert_eq!(names(), 2);
+        sending.let_go(&disk, 77).unwrap();
+        assert_eq!(names(), 1);
+    }
+
+    #[test]
+    fn a_start_keeps_the_newest_part_that_is_of_use() {
+        let part = |index| Identity { index, term: 3, size: 9, sum: 1 };
+        let check = |newest, expect: &[String]| {
+            let disk = MemoryDisk::default();
+            for name in [part(5).part(), part(7).part(), part(8).whole()] {
+                disk.append(&name, b"x").unwrap();
+            }
+            sweep(&disk, newest).unwrap();
+            assert_eq!(disk.list().unwrap(), expect);
+        };
+        check(None, &[part(8).part()]);
+        check(Some(7), &[part(8).part()]);
+        check(Some(8), &[]);
+    }
+}

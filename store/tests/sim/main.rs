@@ -10,6 +10,7 @@ mod nemesis;
 mod node;
 mod planted;
 mod rng;
+mod transfers;
 mod world;
 
 use checks::{NO_PANIC, Violation};
