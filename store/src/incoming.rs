@@ -318,7 +318,7 @@ mod tests {
     const CLUSTER: u64 = 5;
 
     /// A sender's disk with a snapshot at this index, and its offer.
-    fn sender(index: u64, value: &str, term: u64) -> (MemoryDisk, Offer) {
+    fn sender(index: u64, value: &'static str, term: u64) -> (MemoryDisk, Offer) {
         let mut machine = Machine::new();
         for i in 0..50 {
             let txn = Txn { success: vec![Op::put(format!("k{i}"), value)], ..Default::default() };
