@@ -128,8 +128,11 @@ impl World {
     }
 
     fn arrived(&mut self, transfer: Transfer) {
-        let message = Input::Message(Box::new(transfer.offer.message.clone()));
-        self.after(0, Event::Deliver(transfer.to, message));
+        // At once: it is the process that received it that hears of it, not its next life.
+        if let Some(run) = &self.nodes[transfer.to].run {
+            run.shared.input(Input::Message(Box::new(transfer.offer.message.clone())));
+        }
+        self.raft_later(transfer.to);
         self.over(transfer, true);
     }
 
