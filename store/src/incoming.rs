@@ -364,7 +364,7 @@ mod tests {
                 let (again, have) = begin(&mut incoming, &disk, &offer);
                 assert!(have <= first as u64 && (restart || have == first as u64), "{first} {restart}: {have}");
                 assert!(restart || matches!(incoming.take(&disk, ticket, b"late"), Err(Refused::Superseded)));
-                incoming.take(&disk, again, &bytes(&from, &offer, have, usize::MAX >> 1)).unwrap();
+                incoming.take(&disk, again, &bytes(&from, &offer, have, 1 << 20)).unwrap();
                 let checked = check_part(&disk, &offer.identity, CLUSTER);
                 incoming.finish(&disk, again, checked).unwrap();
                 assert_eq!(incoming.begin(&disk, &offer, CLUSTER, 0).unwrap(), Begun::Needless);
