@@ -198,7 +198,7 @@ impl Applier {
         shared.applied_index.store(index, Ordering::Release);
         shared.applied.send_replace((index, revision));
         shared.input(Input::Applied(index));
-        snapshot::tidy(&*shared.disk).map_err(|e| e.to_string())
+        tidy(shared, index).map_err(|e| e.to_string())
     }
 }
 
@@ -212,9 +212,15 @@ fn forget_removed(machine: &mut Machine, now: &ConfState) {
     machine.alarms.retain(|alarm| now.contains(&alarm.member));
 }
 
+/// With a snapshot at `index`, older ones go, and what was received of older ones.
+fn tidy(shared: &Shared, index: u64) -> std::io::Result<()> {
+    lock(&shared.incoming).forget_until(&*shared.disk, index)?;
+    snapshot::tidy(&*shared.disk, &shared.sending)
+}
+
 fn take_snapshot(shared: &Shared) {
-    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id)
-        .and_then(|header| snapshot::tidy(&*shared.disk).map(|()| header));
+    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id, shared.sizes.snapshot_keys)
+        .and_then(|header| tidy(shared, header.index).map(|()| header));
     match result {
         Ok(header) => shared.input(Input::SnapshotTaken(snapshot::metadata(&header))),
         // Not fatal: the log goes on growing, and the next attempt may have room.

@@ -18,9 +18,11 @@ use crate::command::Proposal;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::incoming::Incoming;
 use crate::lessor::Lessor;
 use crate::log::{Log, is_full};
 use crate::machine::Machine;
+use crate::outgoing::Sending;
 use crate::pending::Pending;
 use crate::replica::{Authority, Input, Output, Persist, Progress, Replica};
 use crate::sizes::Sizes;
@@ -99,6 +101,9 @@ pub struct Shared {
     pub disk_full: AtomicBool,
     /// How much is done at a time.
     pub sizes: Sizes,
+    /// Snapshots that come from another member, and those that go to one.
+    pub incoming: Mutex<Incoming>,
+    pub sending: Sending,
     pub counters: Counters,
 }
 
@@ -108,6 +113,11 @@ pub struct Counters {
     pub syncs: AtomicU64,
     pub entries: AtomicU64,
     pub elections: AtomicU64,
+    pub snapshots_sent: AtomicU64,
+    pub snapshots_broken: AtomicU64,
+    pub snapshot_sent_bytes: AtomicU64,
+    pub snapshot_resumed_bytes: AtomicU64,
+    pub snapshot_received_bytes: AtomicU64,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

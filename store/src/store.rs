@@ -67,7 +67,6 @@ struct Inner {
     exports: AtomicU64,
     writes: Semaphore,
     reads: mpsc::Sender<oneshot::Sender<Result<u64, Error>>>,
-    receiving: tokio::sync::Mutex<()>,
     stopped: watch::Sender<bool>,
 }
 
@@ -121,7 +120,7 @@ impl Store {
             None => (Machine::new(), Default::default()),
         };
         found.check_joins(machine.index).context("opening the store's log")?;
-        snapshot::tidy(&*disk)?;
+        snapshot::tidy(&*disk, &Default::default())?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;
         let replica =
@@ -153,6 +152,8 @@ impl Store {
             read_numbers: AtomicU64::new(Shared::first_read(rand::rng().random())),
             origin: rand::rng().random(),
             sizes: Sizes::default(),
+            incoming: Mutex::default(),
+            sending: Default::default(),
             counters: Counters::default(),
         });
         lock(&shared.pending).answer_on(tokio::runtime::Handle::current());
@@ -170,7 +171,6 @@ impl Store {
             exports: AtomicU64::new(0),
             writes: Semaphore::new(WRITES_MAX),
             reads,
-            receiving: tokio::sync::Mutex::default(),
             stopped: watch::Sender::new(false),
         };
         let store = Store { inner: Arc::new(inner) };
@@ -239,10 +239,6 @@ impl Store {
 
     pub(crate) fn limits(&self) -> Limits {
         self.inner.limits
-    }
-
-    pub(crate) async fn receiving(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.inner.receiving.lock().await
     }
 
     /// True once [`Store::stop`] was called.
@@ -574,6 +570,36 @@ impl Store {
             "skiff_store_elections_won_total",
             "Times this member became leader.",
             count(&shared.counters.elections),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshots_sent_total",
+            "Snapshots that another member has taken from here.",
+            count(&shared.counters.snapshots_sent),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshots_broken_total",
+            "Times that sending a snapshot to another member failed; it goes on later.",
+            count(&shared.counters.snapshots_broken),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_sent_bytes_total",
+            "Bytes of snapshots sent to other members.",
+            count(&shared.counters.snapshot_sent_bytes),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_resumed_bytes_total",
+            "Bytes of snapshots not sent again, because the other member had them from before.",
+            count(&shared.counters.snapshot_resumed_bytes),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_received_bytes_total",
+            "Bytes of snapshots received from other members.",
+            count(&shared.counters.snapshot_received_bytes),
         );
         text
     }

@@ -11,6 +11,7 @@ mod node;
 mod planted;
 mod rng;
 mod tally;
+mod transfers;
 mod world;
 
 use checks::{NO_PANIC, Violation};

@@ -114,7 +114,7 @@ impl Node {
             None => (Machine::new(), Default::default()),
         };
         found.check_joins(machine.index).map_err(|e| text(&e))?;
-        snapshots::tidy(&*disk).map_err(|e| text(&e))?;
+        snapshots::tidy(&*disk, &Default::default()).map_err(|e| text(&e))?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let log_of_raft = RaftLog::new(metadata, found.hard_state, found.entries);
         let replica = Replica::new(self.id, log_of_raft, TIMING, sizes).map_err(|e| text(&e))?;
@@ -144,6 +144,8 @@ impl Node {
             read_numbers: AtomicU64::new(Shared::first_read(rng.next())),
             origin: rng.next() | 1,
             sizes,
+            incoming: Mutex::default(),
+            sending: Default::default(),
             counters: Counters::default(),
         });
         let out = Arc::new(Out { disk: self.disk.clone(), messages: Mutex::default() });
