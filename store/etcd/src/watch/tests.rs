@@ -122,8 +122,9 @@ async fn a_client_that_does_not_read_for_a_while_misses_nothing() {
     for (key, end) in [("slow", ""), ("slow", ""), ("a", "z")] {
         let (key, range_end) = (key.into(), end.into());
         client.create(pb::WatchCreateRequest { key, range_end, ..Default::default() }).await;
+        // What is put from here on, it is told.
+        assert!(client.answers.message().await.unwrap().unwrap().created);
     }
-    // Told of the first, so all three have begun.
     let first = client.put("slow", Vec::new()).await;
     let told = client.told(&(0..3).map(|id| (id, first)).collect()).await;
     assert!(told.values().all(|told| told[..] == [first]));
