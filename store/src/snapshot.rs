@@ -138,7 +138,7 @@ fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {
 /// Reads a snapshot back, checking every record and the count.
 pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), SnapshotError> {
     let data = disk.read(file).map_err(|source| SnapshotError::Io { file: file.to_owned(), source })?;
-    parse(&data).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
+    parse(&data.into()).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
 }
 
 /// Checks what was received into [`INCOMING`]: whole, of this cluster, and at the index that its message names.
@@ -154,8 +154,8 @@ pub fn received(disk: &dyn Disk, cluster_id: u64, index: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// The header and the pairs in a snapshot's bytes; anything behind the last record is not looked at.
-pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
+/// The header and the pairs in a snapshot's bytes, which the pairs share; anything behind the last record is not looked at.
+pub fn parse(data: &Bytes) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
     let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header at byte 0".into()) };
     let header = pb::SnapshotHeader::decode(payload).map_err(|e| e.to_string())?;
     if header.format > crate::command::COMMAND_FORMAT {
@@ -167,7 +167,7 @@ pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String>
             return Err(format!("bad record at byte {at}"));
         };
         at = after;
-        let chunk = pb::SnapshotPairs::decode(payload).map_err(|e| e.to_string())?;
+        let chunk = pb::SnapshotPairs::decode(data.slice_ref(payload)).map_err(|e| e.to_string())?;
         pairs.extend(chunk.pairs.into_iter().map(|p| KeyValue {
             key: p.key,
             value: p.value,
