@@ -1,4 +1,4 @@
-//! What a million keys cost: run it by hand, in a release build (docs/store.md says how).
+//! What a million keys cost: run it by hand (docs/store.md says how); times mean something in a release build only.
 
 use super::*;
 use bytes::Bytes;
