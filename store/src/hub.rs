@@ -230,7 +230,7 @@ impl Hub {
             return Err(WatchError::Compacted { asked: start, oldest: kv.compacted() + 1 });
         };
         let mut backlog: VecDeque<WatchBatch> = VecDeque::new();
-        for change in past.filter(|change| request.range.contains(&change.kv.key)) {
+        for change in past.filter(|change| request.range.contains(change.key())) {
             let revision = change.revision();
             match backlog.back_mut().filter(|batch| batch.revision == revision) {
                 Some(batch) => batch.events.push(change.event()),
@@ -305,7 +305,7 @@ impl Feed {
             if enough && change.revision() >= found.next {
                 return Ok(found);
             }
-            if range.contains(&change.kv.key) {
+            if range.contains(change.key()) {
                 found.events.push(change.event());
             }
             found.next = change.revision() + 1;

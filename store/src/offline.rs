@@ -60,12 +60,13 @@ pub(crate) fn stream(
 
 /// Reads a snapshot that was taken away; checks its sum and every record.
 fn load(file: &Path) -> anyhow::Result<Machine> {
-    let data = std::fs::read(file).with_context(|| format!("reading the snapshot {}", file.display()))?;
+    let mut data: Bytes =
+        std::fs::read(file).with_context(|| format!("reading the snapshot {}", file.display()))?.into();
     let damaged = || format!("{} is not a whole snapshot of Skiff's store", file.display());
     ensure!(data.len() > SUM && data.len() % BLOCK == SUM, "{}: its size is {} bytes", damaged(), data.len());
-    let (body, sum) = data.split_at(data.len() - SUM);
-    ensure!(Sha256::digest(body)[..] == *sum, "{}: its checksum is wrong", damaged());
-    let (header, pairs) = snapshot::parse(body).map_err(|e| anyhow::anyhow!("{}: {e}", damaged()))?;
+    let sum = data.split_off(data.len() - SUM);
+    ensure!(Sha256::digest(&data)[..] == *sum, "{}: its checksum is wrong", damaged());
+    let (header, pairs) = snapshot::parse(&data).map_err(|e| anyhow::anyhow!("{}: {e}", damaged()))?;
     Ok(Machine::restore(header, pairs))
 }
 

@@ -166,11 +166,11 @@ fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {
 /// Reads a snapshot back, checking every record and the count.
 pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), SnapshotError> {
     let data = disk.read(file).map_err(|source| SnapshotError::Io { file: file.to_owned(), source })?;
-    parse(&data).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
+    parse(&data.into()).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
 }
 
-/// The header and the pairs in a snapshot's bytes; anything behind the last record is not looked at.
-pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
+/// The header and the pairs in a snapshot's bytes, which the pairs share; anything behind the last record is not looked at.
+pub fn parse(data: &Bytes) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String> {
     let Next::Record(payload, mut at) = record::next(data, 0) else { return Err("no header at byte 0".into()) };
     let header = pb::SnapshotHeader::decode(payload).map_err(|e| e.to_string())?;
     if header.format > crate::command::COMMAND_FORMAT {
@@ -182,7 +182,7 @@ pub fn parse(data: &[u8]) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), String>
             return Err(format!("bad record at byte {at}"));
         };
         at = after;
-        let chunk = pb::SnapshotPairs::decode(payload).map_err(|e| e.to_string())?;
+        let chunk = pb::SnapshotPairs::decode(data.slice_ref(payload)).map_err(|e| e.to_string())?;
         pairs.extend(chunk.pairs.into_iter().map(|p| KeyValue {
             key: p.key,
             value: p.value,

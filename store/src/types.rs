@@ -117,12 +117,12 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Whether a pair lies within.
-    pub fn admit(&self, kv: &KeyValue) -> bool {
-        kv.mod_revision >= self.min_mod
-            && (self.max_mod == 0 || kv.mod_revision <= self.max_mod)
-            && kv.create_revision >= self.min_create
-            && (self.max_create == 0 || kv.create_revision <= self.max_create)
+    /// Whether a pair with these revisions lies within.
+    pub fn admit(&self, create_revision: Revision, mod_revision: Revision) -> bool {
+        mod_revision >= self.min_mod
+            && (self.max_mod == 0 || mod_revision <= self.max_mod)
+            && create_revision >= self.min_create
+            && (self.max_create == 0 || create_revision <= self.max_create)
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Leases {
 
 struct Entry {
     ttl_s: i64,
-    keys: BTreeSet<Bytes>,
+    keys: BTreeSet<Box<[u8]>>,
 }
 
 impl Leases {
@@ -28,15 +28,15 @@ impl Leases {
         self.all.contains_key(&id)
     }
 
-    pub fn attach(&mut self, id: LeaseId, key: &Bytes) {
+    pub fn attach(&mut self, id: LeaseId, key: &[u8]) {
         if id != 0
             && let Some(lease) = self.all.get_mut(&id)
         {
-            lease.keys.insert(key.clone());
+            lease.keys.insert(key.into());
         }
     }
 
-    pub fn detach(&mut self, id: LeaseId, key: &Bytes) {
+    pub fn detach(&mut self, id: LeaseId, key: &[u8]) {
         if id != 0
             && let Some(lease) = self.all.get_mut(&id)
         {
@@ -72,6 +72,10 @@ impl Kv {
 
     /// The keys that hang on a lease, in order.
     pub fn lease_keys(&self, id: LeaseId) -> Vec<Bytes> {
-        self.leases.all.get(&id).map(|lease| lease.keys.iter().cloned().collect()).unwrap_or_default()
+        self.leases
+            .all
+            .get(&id)
+            .map(|lease| lease.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect())
+            .unwrap_or_default()
     }
 }

@@ -5,28 +5,34 @@
 //! that a watch can begin in the past. What compaction made unreadable is swept away a little at a time (`sweep`), because
 //! all at once it would hold up everyone.
 
+mod blocks;
+#[cfg(test)]
+mod footprint;
 mod history;
+mod index;
 mod leases;
 mod read;
+mod record;
+mod slab;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod txn;
 
 use crate::types::*;
-use bytes::Bytes;
-pub use history::Change;
-use history::History;
+use blocks::{At, Blocks};
+use index::Index;
 use leases::Leases;
-use std::collections::{BTreeMap, VecDeque};
+use record::Record;
 use std::sync::Arc;
 
 /// The map and its history.
 #[derive(Default)]
 pub struct Kv {
-    keys: BTreeMap<Bytes, History>,
-    /// The changes of every revision after the last that was swept, in order.
-    changes: VecDeque<Change>,
+    /// Where each key's versions lie.
+    index: Index,
+    /// All versions, and the changes of every revision after the last that was swept.
+    blocks: Blocks,
     revision: Revision,
     compacted: Revision,
     /// Keys and values of all versions, in bytes.
@@ -36,10 +42,6 @@ pub struct Kv {
     /// Snapshots that are being written: versions stay meanwhile that compaction would drop.
     pins: usize,
     leases: Leases,
-}
-
-fn is_tombstone(kv: &KeyValue) -> bool {
-    kv.version == 0
 }
 
 impl Kv {
@@ -57,33 +59,38 @@ impl Kv {
     ) -> Self {
         let mut kv = Kv { revision, compacted, ..Default::default() };
         leases.for_each(|lease| kv.leases.restore(lease));
+        let pairs: Vec<KeyValue> = pairs.collect();
+        let places = kv.place(&pairs);
+        let mut done = 0;
+        for of_key in pairs.chunk_by(|a, b| a.key == b.key) {
+            let Some(newest) = of_key.last().map(Record::of) else { continue };
+            kv.size += of_key.iter().map(|pair| Record::of(pair).size()).sum::<usize>();
+            if !newest.is_tombstone() {
+                kv.leases.attach(newest.lease, newest.key);
+                kv.live += newest.size();
+            }
+            kv.index.append(newest.key, &places[done..done + of_key.len()]);
+            done += of_key.len();
+        }
+        kv
+    }
+
+    /// Takes versions into memory: what a watch can still ask for in order of revision, the rest as it comes.
+    fn place(&mut self, pairs: &[KeyValue]) -> Vec<At> {
+        let mut places: Vec<_> = pairs.iter().map(|_| At::default()).collect();
         let mut changes = Vec::new();
-        let mut keys: Vec<(Bytes, History)> = Vec::new();
-        let mut pairs = pairs.peekable();
-        while let Some(pair) = pairs.next() {
-            let pair = Arc::new(pair);
-            kv.size += pair.key.len() + pair.value.len();
-            if keys.last().is_none_or(|(key, _)| *key != pair.key) {
-                keys.push((pair.key.clone(), History::default()));
+        for (pair, place) in pairs.iter().zip(&mut places) {
+            match pair.mod_revision > self.compacted {
+                true => changes.push((pair, place)),
+                false => *place = self.blocks.settle(&Record::of(pair)),
             }
-            let Some((_, history)) = keys.last_mut() else { break };
-            if pair.mod_revision > compacted {
-                let prev = history.last().filter(|p| !is_tombstone(p)).cloned();
-                changes.push(Change { kv: pair.clone(), prev });
-            }
-            let newest = pairs.peek().is_none_or(|next| next.key != pair.key);
-            if newest && !is_tombstone(&pair) {
-                kv.leases.attach(pair.lease, &pair.key);
-                kv.live += pair.key.len() + pair.value.len();
-            }
-            history.push(pair);
         }
         // In order of key until now; within a revision that order stays.
-        changes.sort_by_key(Change::revision);
-        kv.changes = changes.into();
-        // Built whole from what is in order already, which is much faster than one key after the other.
-        kv.keys = keys.into_iter().collect();
-        kv
+        changes.sort_by_key(|(pair, _)| pair.mod_revision);
+        for (pair, place) in changes {
+            *place = self.blocks.push(&Record::of(pair));
+        }
+        places
     }
 
     pub fn revision(&self) -> Revision {
@@ -105,33 +112,27 @@ impl Kv {
     }
 
     pub fn key_count(&self) -> usize {
-        self.keys.len()
+        self.index.len()
     }
 
     /// The newest version of a key, unless it is deleted.
-    fn latest(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
-        self.keys.get(key).and_then(|h| h.last()).filter(|kv| !is_tombstone(kv))
+    fn latest(&self, key: &[u8]) -> Option<(At, Record<'_>)> {
+        let at = *self.index.get(&self.blocks, key).last()?;
+        Some((at, self.blocks.get(at))).filter(|(_, record)| !record.is_tombstone())
+    }
+
+    /// A version as its readers get it.
+    fn pair(&self, at: At, record: Record<'_>) -> Arc<KeyValue> {
+        Arc::new(self.blocks.pair(at, record))
     }
 
     fn put(&mut self, put: &Put, revision: Revision, events: &mut Vec<Arc<Event>>) -> Option<Arc<KeyValue>> {
-        let (history, key) = match self.keys.get_mut(&put.key[..]) {
-            // A key keeps the bytes that it was first stored with: versions share them.
-            Some(history) => {
-                let key = history.last().map(|kv| kv.key.clone());
-                (history, key.unwrap_or_else(|| Bytes::copy_from_slice(&put.key)))
-            }
-            // The bytes of a request lie in a buffer of the network or the log; the map has its own, or it would keep those.
-            None => {
-                let key = Bytes::copy_from_slice(&put.key);
-                (self.keys.entry(key.clone()).or_default(), key)
-            }
-        };
-        let prev = history.last().filter(|kv| !is_tombstone(kv)).cloned();
-        let kv = Arc::new(KeyValue {
-            key,
+        let prev = self.latest(&put.key).map(|(at, record)| self.pair(at, record));
+        let record = Record {
+            key: &put.key,
             value: match &prev {
-                Some(p) if put.ignore_value => p.value.clone(),
-                _ => Bytes::copy_from_slice(&put.value),
+                Some(p) if put.ignore_value => &p.value[..],
+                _ => &put.value[..],
             },
             create_revision: prev.as_ref().map_or(revision, |p| p.create_revision),
             mod_revision: revision,
@@ -140,38 +141,35 @@ impl Kv {
                 Some(p) if put.ignore_lease => p.lease,
                 _ => put.lease,
             },
-        });
-        let bytes = |kv: &KeyValue| kv.key.len() + kv.value.len();
-        self.size += bytes(&kv);
-        self.live += bytes(&kv);
-        self.live -= prev.as_ref().map_or(0, |p| bytes(p));
-        history.push(kv.clone());
+        };
+        self.size += record.size();
+        self.live += record.size();
+        self.live -= prev.as_ref().map_or(0, |p| Record::of(p).size());
+        let at = self.blocks.push(&record);
+        self.index.push(&self.blocks, record.key, at);
         let before = prev.as_ref().map_or(0, |p| p.lease);
-        if before != kv.lease {
-            self.leases.detach(before, &kv.key);
-            self.leases.attach(kv.lease, &kv.key);
+        if before != record.lease {
+            self.leases.detach(before, record.key);
+            self.leases.attach(record.lease, record.key);
         }
+        // The bytes of a request lie in a buffer of the network or the log; a watcher has its own, or it would keep those.
+        let kv = Arc::new(record.to_pair());
         events.push(Arc::new(Event { kind: EventKind::Put, kv, prev: prev.clone() }));
         prev
     }
 
     fn delete(&mut self, range: &KeyRange, revision: Revision, events: &mut Vec<Arc<Event>>) -> Vec<Arc<KeyValue>> {
-        let gone: Vec<_> = self.read(range, Revision::MAX).cloned().collect();
+        let gone: Vec<_> = self.read(range, Revision::MAX).map(|(at, record)| self.pair(at, record)).collect();
         for kv in &gone {
-            let tombstone = Arc::new(KeyValue {
-                key: kv.key.clone(),
-                value: Bytes::new(),
-                create_revision: 0,
-                mod_revision: revision,
-                version: 0,
-                lease: 0,
-            });
+            let tombstone = Record::tombstone(&kv.key, revision);
             self.size += kv.key.len();
             self.live -= kv.key.len() + kv.value.len();
             self.leases.detach(kv.lease, &kv.key);
-            if let Some(history) = self.keys.get_mut(&kv.key).filter(|_| !bug!("delete_without_tombstone")) {
-                history.push(tombstone.clone());
+            let at = self.blocks.push(&tombstone);
+            if !bug!("delete_without_tombstone") {
+                self.index.push(&self.blocks, &kv.key, at);
             }
+            let tombstone = Arc::new(tombstone.to_pair());
             events.push(Arc::new(Event { kind: EventKind::Delete, kv: tombstone, prev: Some(kv.clone()) }));
         }
         gone
@@ -181,16 +179,6 @@ impl Kv {
     fn note(&mut self, events: &[Arc<Event>]) {
         if !events.is_empty() {
             self.revision += 1;
-            self.changes.extend(events.iter().map(|event| Change::of(event)));
         }
-    }
-
-    /// The changes from `start` on; None if some of them are compacted.
-    pub fn changes_from(&self, start: Revision) -> Option<impl Iterator<Item = &Change>> {
-        if start <= self.compacted && start != 0 {
-            return None;
-        }
-        let first = self.changes.partition_point(|change| change.revision() < start.max(self.compacted + 1));
-        Some(self.changes.range(first..))
     }
 }

@@ -1,25 +1,21 @@
 //! Reads: ranges with all their options, at any revision that is not compacted, and comparisons.
 
-use super::{History, Kv, is_tombstone};
+use super::Kv;
+use super::blocks::At;
+use super::record::Record;
 use crate::error::Error;
 use crate::types::*;
 use bytes::Bytes;
-use std::ops::Bound;
 use std::sync::Arc;
 
 impl Kv {
-    /// The histories within a range, in order of key.
-    fn walk<'a>(&'a self, range: &KeyRange) -> Walk<'a, impl Iterator<Item = &'a History> + use<'a>> {
+    /// The versions of each key within a range, in order of key.
+    fn walk<'a>(&'a self, range: &KeyRange) -> Walk<'a, impl Iterator<Item = &'a [At]> + use<'a>> {
         if range.is_single() {
-            return Walk::One(self.keys.get(&range.start[..]));
+            return Walk::One(Some(self.index.get(&self.blocks, &range.start)));
         }
-        let end = if range.end[..] == [0] { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
-        if let Bound::Excluded(end) = &end
-            && *end <= &range.start[..]
-        {
-            return Walk::One(None);
-        }
-        Walk::Many(self.keys.range::<[u8], _>((Bound::Included(&range.start[..]), end)).map(|(_, h)| h))
+        let end = (range.end[..] != [0]).then_some(&range.end[..]);
+        Walk::Many(self.index.range(&self.blocks, &range.start, end))
     }
 
     /// The pairs of a range as of `at`.
@@ -27,9 +23,10 @@ impl Kv {
         &'a self,
         range: &KeyRange,
         at: Revision,
-    ) -> impl Iterator<Item = &'a Arc<KeyValue>> + use<'a> {
-        self.walk(range).filter_map(move |history| {
-            history.iter().rev().find(|kv| kv.mod_revision <= at).filter(|kv| !is_tombstone(kv))
+    ) -> impl Iterator<Item = (At, Record<'a>)> + use<'a> {
+        self.walk(range).filter_map(move |versions| {
+            let mut newest_first = versions.iter().rev().map(|at| (*at, self.blocks.get(*at)));
+            newest_first.find(|(_, record)| record.mod_revision <= at).filter(|(_, record)| !record.is_tombstone())
         })
     }
 
@@ -61,16 +58,16 @@ impl Kv {
         let natural = request.sort == SortTarget::Key && !request.descending;
         // In the map's own order the limit can be applied on the way; otherwise all must be seen first.
         let keep = if natural && request.limit > 0 { request.limit } else { usize::MAX };
-        for kv in pairs {
+        for (at, record) in pairs {
             response.count += 1;
-            if !request.bounds.admit(kv) {
+            if !request.bounds.admit(record.create_revision, record.mod_revision) {
                 continue;
             }
             if response.kvs.len() == keep {
                 response.more = true;
                 continue;
             }
-            response.kvs.push(kv.clone());
+            response.kvs.push(self.pair(at, record));
         }
         if !natural {
             sort(&mut response.kvs, request.sort, request.descending);
@@ -90,23 +87,23 @@ impl Kv {
     /// Whether a comparison holds; with a range, for every key in it. A key that is not there counts as one whose numbers are all 0.
     pub(super) fn holds(&self, compare: &Compare) -> bool {
         let mut any = false;
-        let all = self.read(&compare.range, Revision::MAX).all(|kv| {
+        let all = self.read(&compare.range, Revision::MAX).all(|(_, record)| {
             any = true;
-            compares(compare, Some(kv))
+            compares(compare, Some(&record))
         });
         if any { all } else { compares(compare, None) }
     }
 }
 
-/// The histories of a single key or of a range, without a box around them.
+/// The versions of a single key or of a range, without a box around them.
 enum Walk<'a, I> {
-    One(Option<&'a History>),
+    One(Option<&'a [At]>),
     Many(I),
 }
 
-impl<'a, I: Iterator<Item = &'a History>> Iterator for Walk<'a, I> {
-    type Item = &'a History;
-    fn next(&mut self) -> Option<&'a History> {
+impl<'a, I: Iterator<Item = &'a [At]>> Iterator for Walk<'a, I> {
+    type Item = &'a [At];
+    fn next(&mut self) -> Option<&'a [At]> {
         match self {
             Walk::One(one) => one.take(),
             Walk::Many(all) => all.next(),
@@ -127,7 +124,7 @@ fn sort(kvs: &mut [Arc<KeyValue>], target: SortTarget, descending: bool) {
     }
 }
 
-fn compares(compare: &Compare, kv: Option<&Arc<KeyValue>>) -> bool {
+fn compares(compare: &Compare, kv: Option<&Record>) -> bool {
     fn cmp<T: Ord + ?Sized>(op: CompareOp, a: &T, b: &T) -> bool {
         match op {
             CompareOp::Equal => a == b,

@@ -3,11 +3,10 @@
 //! Compaction itself is a number: what lies before it is unreadable from then on. The memory is given back by [`Kv::sweep`], some
 //! revisions at a time, between batches. How far a replica has swept is its own affair and never shows in an answer.
 
-use super::{Kv, is_tombstone};
+use super::Kv;
 use crate::error::Error;
 use crate::types::*;
 use bytes::Bytes;
-use std::ops::Bound;
 use std::sync::Arc;
 
 impl Kv {
@@ -28,45 +27,59 @@ impl Kv {
         if self.pins > 0 {
             return false;
         }
-        let mut dropped = 0;
-        let mut last = 0;
-        while let Some(change) = self.changes.front().filter(|change| change.revision() <= self.compacted) {
-            if change.revision() != last {
+        let (mut dropped, mut last) = (0, 0);
+        let mut key = Vec::new();
+        while let Some((_, change)) = self.blocks.oldest().filter(|(_, change)| change.mod_revision <= self.compacted) {
+            if change.mod_revision != last {
                 if dropped == revisions {
-                    break;
+                    return true;
                 }
-                (dropped, last) = (dropped + 1, change.revision());
+                (dropped, last) = (dropped + 1, change.mod_revision);
             }
+            key.clear();
+            key.extend_from_slice(change.key);
+            self.blocks.pass();
             // Only keys that changed since the last compaction can have something to drop.
-            if let Some(change) = self.changes.pop_front() {
-                self.sweep_key(&change.kv.key);
-            }
+            self.sweep_key(&key);
         }
-        if self.changes.capacity() > 4 * self.changes.len() + 1024 {
-            self.changes.shrink_to(2 * self.changes.len());
+        if dropped == 0 {
+            self.clean();
         }
         !self.swept()
     }
 
     /// Whether nothing is left of what compaction made unreadable.
     pub fn swept(&self) -> bool {
-        self.changes.front().is_none_or(|change| change.revision() > self.compacted)
+        self.blocks.is_clean() && self.blocks.oldest().is_none_or(|(_, change)| change.mod_revision > self.compacted)
     }
 
-    fn sweep_key(&mut self, key: &Bytes) {
-        let Some(history) = self.keys.get_mut(key) else { return };
+    fn sweep_key(&mut self, key: &[u8]) {
+        let versions = self.index.get(&self.blocks, key);
         // The newest version at or before the compaction stays, unless it is a deletion.
-        let keep_from = match history.iter().rposition(|kv| kv.mod_revision <= self.compacted) {
-            Some(i) if is_tombstone(&history[i]) => i + 1,
+        let keep_from = match versions.iter().rposition(|at| self.blocks.get(*at).mod_revision <= self.compacted) {
+            Some(i) if self.blocks.get(versions[i]).is_tombstone() => i + 1,
             Some(i) => i + bug!("compaction_drops_live_version") as usize,
             None => 0,
         };
-        let keep_from = keep_from.min(history.len());
-        self.size -= history[..keep_from].iter().map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
-        history.drop_oldest(keep_from);
-        if history.is_empty() {
-            self.keys.remove(key);
+        let gone = versions[..keep_from].to_vec();
+        self.index.drop_oldest(&self.blocks, key, gone.len());
+        for at in gone {
+            self.size -= self.blocks.get(at).size();
+            self.blocks.release(at);
         }
+    }
+
+    /// Moves what is left in one block of which little is left, and frees it.
+    fn clean(&mut self) {
+        for at in self.blocks.to_clean() {
+            if self.index.get(&self.blocks, self.blocks.key(at)).contains(&at) {
+                let to = self.blocks.relocate(at);
+                if !bug!("cleaning_loses_a_version") {
+                    self.index.moved(&self.blocks, at, to);
+                }
+            }
+        }
+        self.blocks.cleaned();
     }
 
     /// Keeps every version until as many [`Kv::unpin`]: a snapshot is being written.
@@ -81,14 +94,16 @@ impl Kv {
 
     /// Up to `max` keys after `after`, with all their versions up to `at`: how a snapshot walks the map without stopping it.
     pub fn chunk_after(&self, after: Option<&Bytes>, max: usize, at: Revision) -> (Vec<Arc<KeyValue>>, Option<Bytes>) {
-        let from = after.map_or(Bound::Unbounded, |k| Bound::Excluded(k.clone()));
+        // The least key after another is that one and a zero.
+        let from = after.map_or_else(Vec::new, |after| [&after[..], &[0]].concat());
         let mut pairs = Vec::new();
         let mut last = None;
-        for (key, history) in self.keys.range((from, Bound::Unbounded)).take(max) {
-            pairs.extend(history.iter().take_while(|kv| kv.mod_revision <= at).cloned());
-            last = Some(key.clone());
+        for versions in self.index.range(&self.blocks, &from, None).take(max) {
+            let records = versions.iter().map(|at| (*at, self.blocks.get(*at)));
+            pairs.extend(records.take_while(|(_, r)| r.mod_revision <= at).map(|(at, record)| self.pair(at, record)));
+            last = versions.last();
         }
-        (pairs, last)
+        (pairs, last.map(|at| Bytes::copy_from_slice(self.blocks.key(*at))))
     }
 }
 
@@ -122,7 +137,7 @@ impl Hasher {
     }
 
     fn flush(&mut self) {
-        if let Some(kv) = self.kept.take().filter(|kv| !is_tombstone(kv)) {
+        if let Some(kv) = self.kept.take().filter(|kv| kv.version != 0) {
             digest(&mut self.hasher, &kv);
         }
     }

@@ -3,6 +3,7 @@
 use super::sweep::Hasher;
 use super::*;
 use crate::error::Error;
+use bytes::Bytes;
 
 fn put(kv: &mut Kv, key: &str, value: &str) -> Revision {
     let txn = Txn { success: vec![Op::put(key.to_owned(), value.to_owned())], ..Default::default() };
@@ -207,4 +208,90 @@ fn leases_hold_keys_and_take_them_along() {
     assert_eq!((events.len(), events[0].kind, kv.revision()), (1, EventKind::Delete, before + 1));
     assert!(matches!(kv.revoke(7), Err(Error::LeaseNotFound(7))));
     assert_eq!(get(&kv, "c", 0).unwrap().as_deref(), Some("free"));
+}
+
+/// Every version there was, to be read in the plainest way.
+#[derive(Default)]
+struct Plain {
+    versions: Vec<KeyValue>,
+    compacted: Revision,
+}
+
+impl Plain {
+    fn read(&self, at: Revision) -> Vec<KeyValue> {
+        let mut newest = std::collections::BTreeMap::new();
+        for kv in self.versions.iter().filter(|kv| kv.mod_revision <= at) {
+            newest.insert(&kv.key, kv);
+        }
+        newest.into_values().filter(|kv| kv.version > 0).cloned().collect()
+    }
+
+    fn check(&self, kv: &Kv) {
+        let all = KeyRange::prefix("");
+        for revision in self.compacted.max(1)..=kv.revision() {
+            let found = kv.range(&RangeRequest { range: all.clone(), revision, ..Default::default() }).unwrap();
+            let found: Vec<_> = found.kvs.iter().map(|kv| (**kv).clone()).collect();
+            assert_eq!(found, self.read(revision), "at {revision}");
+        }
+        let changes: Vec<_> = kv.changes_from(self.compacted + 1).unwrap().map(|change| change.event()).collect();
+        let expect = self.versions.iter().filter(|v| v.mod_revision > self.compacted);
+        assert!(changes.iter().map(|event| &*event.kv).eq(expect));
+        for event in changes {
+            let before = self.read(event.kv.mod_revision - 1).into_iter().find(|kv| kv.key == event.kv.key);
+            assert_eq!(event.prev.as_deref(), before.as_ref());
+        }
+    }
+}
+
+/// With blocks and leaves that are full, settled, cleaned and split all the time.
+#[test]
+fn memory_is_moved_and_given_back_and_nothing_shows() {
+    let mut kv = Kv { index: Index::with_leaf_keys(4), blocks: Blocks::with_block_bytes(400), ..Kv::new() };
+    let mut plain = Plain::default();
+    let mut lots = 7_u64;
+    let mut draw = |below: u64| {
+        lots = lots.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (lots >> 33) % below
+    };
+    for _ in 0..120 {
+        for _ in 0..draw(20) {
+            let key = Bytes::from(format!("k{:02}", draw(40)));
+            let value = Bytes::from(vec![b'v'; [3, 20, 50, 500][draw(4) as usize]]);
+            let op = match draw(4) {
+                0 => Op::delete(key),
+                _ => Op::put(key, value),
+            };
+            let (_, events) = kv.txn(&Txn::of(op)).unwrap();
+            plain.versions.extend(events.iter().map(|event| (*event.kv).clone()));
+        }
+        if draw(3) == 0 && kv.revision() > plain.compacted + 5 {
+            plain.compacted = kv.revision() - draw(5);
+            kv.compact(plain.compacted).unwrap();
+        }
+        for _ in 0..draw(4) {
+            kv.sweep(3);
+        }
+        plain.check(&kv);
+        if draw(20) == 0 {
+            let (pairs, _) = kv.chunk_after(None, usize::MAX, kv.revision());
+            let pairs = pairs.iter().map(|pair| (**pair).clone());
+            let back = Kv::restore(kv.revision(), kv.compacted(), kv.leases(), pairs);
+            assert_eq!((back.size(), back.history_size()), (kv.size(), kv.history_size()));
+            plain.check(&back);
+        }
+    }
+    put(&mut kv, "last", "v");
+    kv.compact(kv.revision()).unwrap();
+    while kv.sweep(100) {}
+    assert_eq!(kv.size(), plain_size(&kv));
+    assert_eq!(kv.history_size(), 0);
+    kv.txn(&Txn::of(Op::delete_range(KeyRange::prefix("")))).unwrap();
+    kv.compact(kv.revision()).unwrap();
+    while kv.sweep(100) {}
+    assert_eq!((kv.size(), kv.key_count()), (0, 0));
+}
+
+fn plain_size(kv: &Kv) -> usize {
+    let (pairs, _) = kv.chunk_after(None, usize::MAX, kv.revision());
+    pairs.iter().map(|pair| pair.key.len() + pair.value.len()).sum()
 }

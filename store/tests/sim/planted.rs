@@ -10,6 +10,7 @@ pub const BUGS: &[&str] = &[
     "append_batched_by_raft",
     "append_without_sync",
     "checksum_not_checked",
+    "cleaning_loses_a_version",
     "commands_applied_twice",
     "compaction_drops_live_version",
     "delete_without_tombstone",
