@@ -2,15 +2,17 @@
 //!
 //! A member is an id and the cluster's id, drawn once and kept on disk; names and addresses may change with every start.
 
-use crate::command::COMMAND_FORMAT;
+use crate::command::{COMMAND_FORMAT, member_from_pb, member_to_pb};
 use crate::disk::Disk;
 use crate::machine::Machine;
 use crate::transport::{self, PeerTls};
 use crate::types::*;
 use crate::{record, snapshot};
 use anyhow::{Context as _, bail};
+use prost::Message as _;
 use raft::eraftpb::ConfState;
 use rand::RngExt as _;
+use skiff_proto::store as pb;
 use std::path::PathBuf;
 
 /// The file that says whose data this is.
@@ -78,7 +80,7 @@ pub fn has_data(dir: &std::path::Path) -> bool {
 pub struct Data {
     pub cluster_id: u64,
     pub member: Member,
-    /// Members known before the log is read (only just after joining).
+    /// Members as they were when this one joined: until it has its first snapshot, it knows no others.
     pub seeds: Vec<Member>,
 }
 
@@ -95,7 +97,7 @@ impl Data {
         if disk.list()?.iter().any(|name| name == IDENTITY) {
             let (cluster_id, id) = read_identity(disk)?;
             member.id = id;
-            return Ok(Data { cluster_id, member, seeds: Vec::new() });
+            return Ok(Data { cluster_id, member, seeds: read_seeds(disk)? });
         }
         if !config.initial.is_empty() {
             let group = Group::new(&config.initial, &config.initial_token);
@@ -103,20 +105,20 @@ impl Data {
             let mut machine = Machine::new();
             group.begin(&mut machine);
             snapshot::write_whole(disk, machine, group.cluster_id).context("writing the first snapshot")?;
-            write_identity(disk, group.cluster_id, member.id)?;
+            write_identity(disk, group.cluster_id, member.id, &[])?;
             return Ok(Data { cluster_id: group.cluster_id, member, seeds: Vec::new() });
         }
         member.id = rand::rng().random_range(1..u64::MAX);
         if config.join.is_empty() {
             let cluster_id = rand::rng().random_range(1..u64::MAX);
             found(disk, cluster_id, &member)?;
-            write_identity(disk, cluster_id, member.id)?;
+            write_identity(disk, cluster_id, member.id, &[])?;
             return Ok(Data { cluster_id, member, seeds: Vec::new() });
         }
         member.learner = config.learner;
         let (cluster_id, seeds, id) = transport::join(&config.join, config.tls.as_ref(), &member).await?;
         member.id = id;
-        write_identity(disk, cluster_id, member.id)?;
+        write_identity(disk, cluster_id, member.id, &seeds)?;
         Ok(Data { cluster_id, member, seeds })
     }
 }
@@ -183,9 +185,11 @@ fn digest(parts: &[&str]) -> u64 {
     (u64::from_be_bytes(number) >> 1).max(1)
 }
 
-pub fn write_identity(disk: &dyn Disk, cluster_id: u64, id: MemberId) -> anyhow::Result<()> {
+/// Writes who this member is; behind it, a record each, where those are that it joined.
+pub fn write_identity(disk: &dyn Disk, cluster_id: u64, id: MemberId, seeds: &[Member]) -> anyhow::Result<()> {
     let mut file = Vec::new();
     record::push(&mut file, format!("{COMMAND_FORMAT} {cluster_id:x} {id:x}").as_bytes());
+    seeds.iter().for_each(|seed| record::push(&mut file, &member_to_pb(seed).encode_to_vec()));
     let unfinished = "tmp-identity";
     disk.remove(unfinished)?;
     disk.append(unfinished, &file)?;
@@ -217,5 +221,37 @@ pub fn read_identity(disk: &dyn Disk) -> anyhow::Result<(u64, MemberId)> {
     match (number(), number()) {
         (Some(cluster_id), Some(id)) => Ok((cluster_id, id)),
         _ => bail!("the file `{IDENTITY}` in the data directory makes no sense: {text:?}"),
+    }
+}
+
+/// The members that this one joined; none in a directory of before this was written down.
+fn read_seeds(disk: &dyn Disk) -> anyhow::Result<Vec<Member>> {
+    let data = disk.read(IDENTITY).context("reading this member's identity")?;
+    let (mut seeds, mut at) = (Vec::new(), 0);
+    while let record::Next::Record(payload, after) = record::next(&data, at) {
+        if at > 0 {
+            seeds.push(member_from_pb(pb::MemberRecord::decode(payload).context("the members that this one joined")?));
+        }
+        at = after;
+    }
+    Ok(seeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    #[test]
+    fn who_a_member_is_and_whom_it_joined_are_read_back() {
+        let disk = MemoryDisk::default();
+        let seed = |id: u64| Member { id, peer_addr: format!("10.0.0.{id}:2380"), ..Default::default() };
+        let check = |seeds: &[Member]| {
+            write_identity(&disk, 0xc1, 7, seeds).unwrap();
+            assert_eq!(read_identity(&disk).unwrap(), (0xc1, 7));
+            assert_eq!(read_seeds(&disk).unwrap(), seeds);
+        };
+        check(&[]);
+        check(&[seed(1), seed(2)]);
     }
 }

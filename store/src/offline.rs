@@ -161,7 +161,7 @@ fn forget_past(machine: Machine, bump: u64) -> Machine {
 fn begin(dir: &Path, machine: Machine, cluster_id: u64, id: MemberId) -> anyhow::Result<()> {
     let disk = RealDisk::new(dir.to_owned()).with_context(|| format!("making the data directory {}", dir.display()))?;
     snapshot::write_whole(&disk, machine, cluster_id).context("writing the first snapshot")?;
-    config::write_identity(&disk, cluster_id, id)
+    config::write_identity(&disk, cluster_id, id, &[])
 }
 
 /// What a check of a data directory found.

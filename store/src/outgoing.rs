@@ -53,6 +53,8 @@ impl Sending {
             Some(known) => known,
             None => identify(disk, index, term)?,
         };
+        // Raft may not have heard yet that a newer one took its place.
+        disk.size(&snapshot::file_name(index))?;
         *lock(&self.known) = Some(identity);
         Ok(Offer { message, cluster_id, identity })
     }

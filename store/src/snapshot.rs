@@ -20,6 +20,7 @@ use std::sync::{Arc, RwLock};
 const PREFIX: &str = "snap-";
 const UNFINISHED: &str = "tmp-snap";
 const FLUSH_BYTES: usize = 512 << 10;
+const RECORD_BYTES: usize = 512 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -131,16 +132,16 @@ fn write_pinned(
             machine.kv.chunk_after(after.as_ref(), keys, header.revision)
         };
         total += pairs.len() as u64;
-        if !pairs.is_empty() {
-            let pairs = pairs.iter().map(stored).collect();
+        for some in pairs.chunk_by(small_together()) {
+            let pairs = some.iter().map(stored).collect();
             record::push(&mut buffer, &pb::SnapshotPairs { pairs, ..Default::default() }.encode_to_vec());
-        }
-        if buffer.len() >= FLUSH_BYTES {
-            disk.append(name, &buffer)?;
-            // A little at a time: one large sync at the end would hold up those of the log, and so would a sync each time, which has the device
-            // empty its cache and the file system close its journal.
-            disk.write_out(name)?;
-            buffer.clear();
+            if buffer.len() >= FLUSH_BYTES {
+                disk.append(name, &buffer)?;
+                // A little at a time: one large sync at the end would hold up those of the log, and so would a sync each time, which has the
+                // device empty its cache and the file system close its journal.
+                disk.write_out(name)?;
+                buffer.clear();
+            }
         }
         match last {
             Some(key) => after = Some(key),
@@ -150,6 +151,20 @@ fn write_pinned(
     record::push(&mut buffer, &pb::SnapshotPairs { pairs: Vec::new(), total, last: true }.encode_to_vec());
     disk.append(name, &buffer)?;
     disk.sync(name)
+}
+
+/// Whether a pair goes into the record of the one before it: a record is not much larger than this, for whoever receives it continues behind
+/// whole ones, and reads them one at a time.
+fn small_together() -> impl FnMut(&Arc<KeyValue>, &Arc<KeyValue>) -> bool {
+    let mut bytes = 0;
+    move |before, _| {
+        bytes += before.key.len() + before.value.len();
+        let is_small = bytes < RECORD_BYTES;
+        if !is_small {
+            bytes = 0;
+        }
+        is_small
+    }
 }
 
 fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {

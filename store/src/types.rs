@@ -316,7 +316,7 @@ impl Leadership {
 }
 
 /// A member of the group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     pub id: MemberId,
     pub name: String,
