@@ -27,6 +27,8 @@ pub enum ToApply {
     TakeSnapshot,
     /// Give back more of what compaction left.
     Sweep,
+    /// Nothing comes any more. (The thread has a sender of its own, so its queue never ends.)
+    Stop,
 }
 
 pub struct Applier {
@@ -42,6 +44,9 @@ pub struct Applier {
 /// Does what the raft thread does not do itself, in order.
 pub fn apply_thread(applier: &Mutex<Applier>, queue: &Receiver<ToApply>) -> Result<(), String> {
     while let Ok(work) = queue.recv() {
+        if matches!(work, ToApply::Stop) {
+            break;
+        }
         lock(applier).carry_out(work)?;
     }
     Ok(())
@@ -73,6 +78,7 @@ impl Applier {
                 self.sweeping = false;
                 self.sweep();
             }
+            ToApply::Stop => return Ok(()),
         }
         self.busy.fetch_sub(1, Ordering::AcqRel);
         Ok(())
@@ -192,7 +198,7 @@ impl Applier {
         shared.applied_index.store(index, Ordering::Release);
         shared.applied.send_replace((index, revision));
         shared.input(Input::Applied(index));
-        snapshot::tidy(&*shared.disk).map_err(|e| e.to_string())
+        tidy(shared, index).map_err(|e| e.to_string())
     }
 }
 
@@ -206,9 +212,15 @@ fn forget_removed(machine: &mut Machine, now: &ConfState) {
     machine.alarms.retain(|alarm| now.contains(&alarm.member));
 }
 
+/// With a snapshot at `index`, older ones go, and what was received of older ones.
+fn tidy(shared: &Shared, index: u64) -> std::io::Result<()> {
+    lock(&shared.incoming).forget_until(&*shared.disk, index)?;
+    snapshot::tidy(&*shared.disk, &shared.sending)
+}
+
 fn take_snapshot(shared: &Shared) {
-    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id)
-        .and_then(|header| snapshot::tidy(&*shared.disk).map(|()| header));
+    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id, shared.sizes.snapshot_keys)
+        .and_then(|header| tidy(shared, header.index).map(|()| header));
     match result {
         Ok(header) => shared.input(Input::SnapshotTaken(snapshot::metadata(&header))),
         // Not fatal: the log goes on growing, and the next attempt may have room.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,12 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>>;
+    /// The same, from a byte on.
+    fn open_read_at(&self, name: &str, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let mut file = self.open_read(name)?;
+        io::copy(&mut file.by_ref().take(offset), &mut io::sink())?;
+        Ok(file)
+    }
     /// Bytes in the file.
     fn size(&self, name: &str) -> io::Result<u64>;
     /// Appends; makes the file if it is not there (and then syncs the folder, so that the name is safe too).
@@ -131,6 +137,11 @@ impl Disk for RealDisk {
     }
     fn open_read(&self, name: &str) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::BufReader::with_capacity(256 << 10, File::open(self.dir.join(name))?)))
+    }
+    fn open_read_at(&self, name: &str, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let mut file = File::open(self.dir.join(name))?;
+        file.seek(io::SeekFrom::Start(offset))?;
+        Ok(Box::new(io::BufReader::with_capacity(256 << 10, file)))
     }
     fn size(&self, name: &str) -> io::Result<u64> {
         Ok(std::fs::metadata(self.dir.join(name))?.len())

@@ -18,11 +18,13 @@ use crate::command::Proposal;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::incoming::Incoming;
 use crate::lessor::Lessor;
 use crate::log::{Log, is_full};
 use crate::machine::Machine;
+use crate::outgoing::Sending;
 use crate::pending::Pending;
-use crate::replica::{Authority, Input, Output, Persist, Replica};
+use crate::replica::{Authority, Input, Output, Persist, Progress, Replica};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::types::*;
@@ -58,7 +60,7 @@ pub trait Outbox: Send + Sync + 'static {
 pub enum Wake {
     Input(Input),
     Propose(Arc<Proposal>),
-    Progress(oneshot::Sender<Vec<(MemberId, u64, bool)>>),
+    Progress(oneshot::Sender<Vec<Progress>>),
     Stop,
 }
 
@@ -99,6 +101,9 @@ pub struct Shared {
     pub disk_full: AtomicBool,
     /// How much is done at a time.
     pub sizes: Sizes,
+    /// Snapshots that come from another member, and those that go to one.
+    pub incoming: Mutex<Incoming>,
+    pub sending: Sending,
     pub counters: Counters,
 }
 
@@ -108,6 +113,11 @@ pub struct Counters {
     pub syncs: AtomicU64,
     pub entries: AtomicU64,
     pub elections: AtomicU64,
+    pub snapshots_sent: AtomicU64,
+    pub snapshots_broken: AtomicU64,
+    pub snapshot_sent_bytes: AtomicU64,
+    pub snapshot_resumed_bytes: AtomicU64,
+    pub snapshot_received_bytes: AtomicU64,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -271,6 +281,12 @@ pub struct RaftThread {
     lease: LeaseRounds,
     /// Many wrote at once in the last round.
     crowded: bool,
+}
+
+impl Drop for RaftThread {
+    fn drop(&mut self) {
+        let _ = self.to_apply.send(ToApply::Stop);
+    }
 }
 
 /// What one turn of the raft thread took in.

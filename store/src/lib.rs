@@ -8,7 +8,7 @@
 //!
 //! What decides is synchronous and takes the time as an argument if at all: `kv` and `machine` apply, `replica` replicates, `pending` says
 //! what to send again, `lessor` which leases are due. What acts is thin: `driver`, `writer` and `apply` (threads), `transport` and `peer` (gRPC
-//! between members), `membership` and `keeper` (what a leader does by itself), `disk`, `clock`. `offline` works on the data of a
+//! between members), `membership`, `reconfigure` (changes of members) and `keeper` (what a leader does by itself), `disk`, `clock`. `offline` works on the data of a
 //! member that does not run. The store knows nothing of Kubernetes or HTTP.
 
 #[macro_use]
@@ -24,6 +24,7 @@ mod disk;
 mod driver;
 mod error;
 mod hub;
+mod incoming;
 mod keeper;
 mod kv;
 mod leases;
@@ -32,10 +33,12 @@ mod log;
 mod machine;
 mod membership;
 mod offline;
+mod outgoing;
 mod patience;
 mod peer;
 mod pending;
 mod raftlog;
+mod reconfigure;
 mod record;
 mod replica;
 #[cfg(feature = "simulation")]

@@ -1,21 +1,18 @@
-//! Changes of membership: whoever is asked, the leader carries them out; and it makes new members voters by itself once they
-//! have caught up.
+//! Who belongs to the group: whoever is asked for a change, the leader carries it out (see `reconfigure`); members announce themselves when
+//! they start, and stop when they were removed.
 
 use crate::command::{Kind, member_from_pb, member_to_pb};
 use crate::error::{Error, MemberCode};
 use crate::peer::REMOVED;
-use crate::replica::{Input, single_change};
 use crate::store::{REQUEST_TIMEOUT, Store};
 use crate::transport;
 use crate::types::*;
-use raft::eraftpb::{ConfChangeType, ConfState};
+use raft::eraftpb::ConfState;
 use skiff_proto::store as pb;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A learner may vote once it lacks no more than this many entries.
-const CAUGHT_UP_ENTRIES: u64 = 64;
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A member that starts and hears of no leader for so long asks around. Longer than an election takes.
 const UNHEARD_MAX: Duration = Duration::from_millis(1500);
 const CALL_MAX: Duration = Duration::from_secs(1);
@@ -27,11 +24,13 @@ pub enum MemberChange {
     Add(Member),
     Remove(MemberId),
     Promote(MemberId),
+    /// From now on exactly these vote, all at once: learners among them are promoted, and voters that are not among them removed.
+    Voters(Vec<MemberId>),
     /// Other names or addresses for a member that is there.
     Update(Member),
 }
 
-fn refuse(id: MemberId, code: MemberCode, problem: impl Into<String>) -> Error {
+pub(crate) fn refuse(id: MemberId, code: MemberCode, problem: impl Into<String>) -> Error {
     Error::Member { id, code, problem: problem.into() }
 }
 
@@ -43,7 +42,7 @@ impl Store {
         machine.members.values().map(|m| Member { learner: !votes(&m.id), ..m.clone() }).collect()
     }
 
-    fn record(&self, id: MemberId) -> Option<Member> {
+    pub(crate) fn record(&self, id: MemberId) -> Option<Member> {
         self.shared().look().members.get(&id).cloned()
     }
 
@@ -74,6 +73,7 @@ impl Store {
             MemberChange::Add(member) => Change::Add(member_to_pb(member)),
             MemberChange::Remove(id) => Change::Remove(*id),
             MemberChange::Promote(id) => Change::Promote(*id),
+            MemberChange::Voters(ids) => Change::Voters(pb::Voters { ids: ids.clone() }),
             MemberChange::Update(member) => Change::Update(member_to_pb(member)),
         };
         let answer = transport::client(channel).change(pb::ChangeRequest { change: Some(change) }).await;
@@ -94,6 +94,7 @@ impl Store {
             Some(Change::Add(member)) => MemberChange::Add(member_from_pb(member)),
             Some(Change::Remove(id)) => MemberChange::Remove(id),
             Some(Change::Promote(id)) => MemberChange::Promote(id),
+            Some(Change::Voters(voters)) => MemberChange::Voters(voters.ids),
             Some(Change::Update(member)) => MemberChange::Update(member_from_pb(member)),
             None => return pb::ChangeAnswer::default(),
         };
@@ -104,59 +105,6 @@ impl Store {
             }
             Err(_) => pb::ChangeAnswer { refused: true, ..Default::default() },
         }
-    }
-
-    async fn lead_change(&self, change: MemberChange) -> Result<(), Error> {
-        if !self.leadership().borrow().is_leader() {
-            return Err(Error::NotLeader);
-        }
-        match change {
-            MemberChange::Add(member) => self.add_member(member).await,
-            MemberChange::Remove(id) => self.remove(id).await,
-            MemberChange::Promote(id) => self.promote(id).await,
-            MemberChange::Update(member) => {
-                let old = match self.record(member.id) {
-                    Some(old) => old,
-                    None if self.was_removed(member.id) => return Err(unknown(member.id)),
-                    // It may be in what this leader has not seen yet.
-                    None => return Err(Error::NotLeader),
-                };
-                self.check_address(&member)?;
-                let name = if member.name.is_empty() { old.name } else { member.name };
-                let client_addr = if member.client_addr.is_empty() { old.client_addr } else { member.client_addr };
-                let member = Member { name, client_addr, learner: old.learner, ..member };
-                if self.record(member.id).as_ref() == Some(&member) {
-                    return Ok(());
-                }
-                self.submit(0, Kind::Member(member)).await.map(|_| ())
-            }
-        }
-    }
-
-    fn check_address(&self, member: &Member) -> Result<(), Error> {
-        let machine = self.shared().look();
-        let taken = |m: &&Member| m.id != member.id && m.peer_addr == member.peer_addr && !m.peer_addr.is_empty();
-        match machine.members.values().find(taken) {
-            Some(other) => {
-                let problem = format!("the address {} belongs to member {:x}", other.peer_addr, other.id);
-                Err(refuse(member.id, MemberCode::AddressTaken, problem))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Takes a member in; it becomes a voter when it has caught up. Done again for a member that is there already (its last attempt
-    /// may have been cut off).
-    pub(crate) async fn add_member(&self, member: Member) -> Result<(), Error> {
-        let taken = |m: &Member| m.id != member.id && m.name == member.name && !m.name.is_empty();
-        if let Some(other) = self.members().into_iter().find(taken) {
-            let problem = format!("the name {:?} belongs to member {:x}; choose another name", other.name, other.id);
-            return Err(refuse(member.id, MemberCode::NameTaken, problem));
-        }
-        self.check_address(&member)?;
-        let id = member.id;
-        self.submit(0, Kind::Member(member)).await?;
-        self.change(id, ConfChangeType::AddLearnerNode).await
     }
 
     /// Who was added by this address and has not been started: whoever comes from there is that member.
@@ -192,98 +140,6 @@ impl Store {
         let machine = shared.look();
         sure && !machine.members.contains_key(&id) && !in_any_half(&machine.conf_state, id)
     }
-
-    async fn remove(&self, id: MemberId) -> Result<(), Error> {
-        let voters = {
-            let machine = self.shared().look();
-            if !machine.members.contains_key(&id) {
-                return Err(unknown(id));
-            }
-            machine.conf_state.voters.clone()
-        };
-        if voters == [id] {
-            let problem = "it is the only voter: add another and wait until it has caught up, then remove this one";
-            return Err(refuse(id, MemberCode::NotEnoughStarted, problem));
-        }
-        if id == self.id() {
-            // Whoever leads next removes this member: a leader that is no member could not say that it is done.
-            let progress = self.progress().await;
-            let heir = progress.iter().filter(|(other, _, voter)| *voter && *other != id).max_by_key(|(_, m, _)| *m);
-            if let Some((heir, ..)) = heir {
-                self.move_leader(*heir).await?;
-            }
-            return Err(Error::NotLeader);
-        }
-        self.change(id, ConfChangeType::RemoveNode).await?;
-        // An entry of those who are left, behind the change on their disks: from now on none of them needs the one that left, not even
-        // after a restart. If it is not answered the removal has been agreed on all the same.
-        let _ = self.submit(0, Kind::Nothing).await;
-        Ok(())
-    }
-
-    async fn promote(&self, id: MemberId) -> Result<(), Error> {
-        let member = self.record(id).ok_or_else(|| unknown(id))?;
-        if self.shows(id, ConfChangeType::AddNode) {
-            return Err(refuse(id, MemberCode::NotLearner, "it votes already"));
-        }
-        if !self.has_caught_up(id).await {
-            return Err(refuse(id, MemberCode::NotInSync, "it lacks too much of the log still; try again later"));
-        }
-        self.change(id, ConfChangeType::AddNode).await?;
-        self.submit(0, Kind::Member(Member { learner: false, ..member })).await.map(|_| ())
-    }
-
-    async fn has_caught_up(&self, id: MemberId) -> bool {
-        let progress = self.progress().await;
-        let newest = progress.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
-        progress.iter().any(|(other, matched, _)| *other == id && *matched > 0 && matched + CAUGHT_UP_ENTRIES >= newest)
-    }
-
-    /// Hands the leadership to another voter. Only the leader can.
-    pub async fn move_leader(&self, to: MemberId) -> Result<(), Error> {
-        if !self.leadership().borrow().is_leader() {
-            return Err(Error::NotLeader);
-        }
-        if !self.shows(to, ConfChangeType::AddNode) {
-            return Err(refuse(to, MemberCode::BadTransferee, "it is not a voting member"));
-        }
-        if to == self.id() {
-            return Ok(());
-        }
-        self.shared().input(Input::TransferTo(to));
-        let mut leadership = self.leadership();
-        let moved = leadership.wait_for(|l| l.leader.is_some_and(|id| id != self.id()));
-        match tokio::time::timeout(Duration::from_secs(3), moved).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(refuse(to, MemberCode::Undecided, "it did not take over within 3 s")),
-        }
-    }
-
-    /// Proposes a change (again, while another one is under way) until the membership shows it.
-    async fn change(&self, id: MemberId, change: ConfChangeType) -> Result<(), Error> {
-        let mut applied = self.shared().applied.subscribe();
-        for _ in 0..50 {
-            self.shared().input(Input::Change(single_change(id, change)));
-            let done = applied.wait_for(|_| self.shows(id, change));
-            if tokio::time::timeout(LOOK_EVERY, done).await.is_ok() {
-                return Ok(());
-            }
-            if !self.leadership().borrow().is_leader() {
-                return Err(Error::NoLeader);
-            }
-        }
-        Err(refuse(id, MemberCode::Undecided, "the change of membership was not agreed on within 10 s"))
-    }
-
-    fn shows(&self, id: MemberId, change: ConfChangeType) -> bool {
-        let machine = self.shared().look();
-        let (votes, learns) = (machine.conf_state.voters.contains(&id), machine.conf_state.learners.contains(&id));
-        match change {
-            ConfChangeType::AddNode => votes,
-            ConfChangeType::AddLearnerNode => votes || learns,
-            ConfChangeType::RemoveNode => !votes && !learns,
-        }
-    }
 }
 
 /// Why a member that was removed stops.
@@ -315,40 +171,6 @@ fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
     [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
         .into_iter()
         .any(|half| half.contains(&id))
-}
-
-fn unknown(id: MemberId) -> Error {
-    refuse(id, MemberCode::NotFound, "there is no such member")
-}
-
-/// Runs on every member; acts only while this one leads.
-pub async fn lead(store: Store) {
-    let mut leadership = store.leadership();
-    let mut stopped = store.stopped();
-    loop {
-        tokio::select! {
-            _ = stopped.wait_for(|s| *s) => return,
-            led = leadership.wait_for(Leadership::is_leader) => {
-                if led.is_err() {
-                    return;
-                }
-            }
-        }
-        tokio::select! {
-            _ = stopped.wait_for(|s| *s) => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        let ready: Vec<_> = {
-            let machine = store.shared().look();
-            let learners = machine.conf_state.learners.iter();
-            learners.filter(|id| machine.members.get(id).is_some_and(|m| !m.learner)).copied().collect()
-        };
-        for id in ready {
-            if store.has_caught_up(id).await {
-                let _ = store.change(id, ConfChangeType::AddNode).await;
-            }
-        }
-    }
 }
 
 /// Tells the group this member's name and addresses, where they changed with this start.

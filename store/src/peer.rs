@@ -1,9 +1,9 @@
 //! The peers' service: what other members send here.
 
 use crate::command::{Proposal, member_to_pb};
-use crate::driver::Shared;
+use crate::driver::{Shared, lock};
+use crate::incoming::{Begun, Identity, Offer, Refused, check_part};
 use crate::replica::Input;
-use crate::snapshot;
 use crate::store::Store;
 use crate::types::LeaseTime;
 use prost::Message as _;
@@ -11,13 +11,21 @@ use raft::eraftpb::Message;
 use skiff_proto::store as pb;
 use skiff_proto::store::peer_server::Peer;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How often it is looked whether a peer still belongs to the group.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What a member is told that is no member any more; it stops then.
 pub const REMOVED: &str = "this member was removed from the store's group";
+
+/// A transfer of a snapshot in which nothing comes for so long is over.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// While a large snapshot is checked, the sender hears that it goes on.
+const CHECKING_SAID_EVERY: Duration = Duration::from_secs(2);
 
 /// Serves a store to its peers.
 pub struct PeerService {
@@ -36,6 +44,88 @@ impl PeerService {
 
 fn decode(bytes: &[u8]) -> Result<Box<Message>, Status> {
     Message::decode(bytes).map(Box::new).map_err(|e| Status::invalid_argument(format!("not a Raft message: {e}")))
+}
+
+type Answers = mpsc::Sender<Result<pb::SnapshotAnswer, Status>>;
+
+async fn answer(answers: &Answers, have: u64, done: bool) -> Result<(), Status> {
+    match tokio::time::timeout(IDLE_MAX, answers.send(Ok(pb::SnapshotAnswer { have, done }))).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(Status::cancelled("the sender is gone")),
+    }
+}
+
+async fn next(stream: &mut Streaming<pb::SnapshotChunk>) -> Result<pb::SnapshotChunk, Status> {
+    let silent = |_| Status::deadline_exceeded(format!("nothing came for {} s", IDLE_MAX.as_secs()));
+    let chunk = tokio::time::timeout(IDLE_MAX, stream.message()).await.map_err(silent)??;
+    chunk.ok_or_else(|| Status::aborted("the snapshot ended before its end"))
+}
+
+/// Decides with the disk in hand, off the threads that answer the others.
+async fn decide<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Status> {
+    let shared = shared.clone();
+    let done = tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|e| Status::internal(e.to_string()))?;
+    done.map_err(|refused| match refused {
+        Refused::Cluster | Refused::Older => Status::failed_precondition(refused.to_string()),
+        Refused::Superseded => Status::aborted(refused.to_string()),
+        Refused::TooMuch { .. } | Refused::Wrong { .. } => Status::data_loss(refused.to_string()),
+        Refused::Io(_) => Status::internal(refused.to_string()),
+    })
+}
+
+/// Takes in what is lacking of the snapshot that is offered, and gives Raft its message when it is whole.
+async fn receive(
+    shared: &Arc<Shared>,
+    mut stream: Streaming<pb::SnapshotChunk>,
+    answers: &Answers,
+) -> Result<(), Status> {
+    let offer =
+        next(&mut stream).await?.offer.ok_or_else(|| Status::invalid_argument("a snapshot without an offer"))?;
+    let offer =
+        Offer::from_pb(&offer).map_err(|e| Status::invalid_argument(format!("not an offer of a snapshot: {e}")))?;
+    let (identity, message) = (offer.identity, Box::new(offer.message.clone()));
+    let begin = move |shared: &Shared| {
+        let applied = shared.applied_index.load(Ordering::Acquire);
+        lock(&shared.incoming).begin(&*shared.disk, &offer, shared.cluster_id, applied)
+    };
+    if let Begun::From { ticket, have } = decide(shared, begin).await? {
+        let taken = take_in(shared, &mut stream, answers, &identity, (ticket, have)).await;
+        lock(&shared.incoming).leave(ticket);
+        taken?;
+    }
+    shared.input(Input::Message(message));
+    answer(answers, identity.size, true).await
+}
+
+async fn take_in(
+    shared: &Arc<Shared>,
+    stream: &mut Streaming<pb::SnapshotChunk>,
+    answers: &Answers,
+    identity: &Identity,
+    (ticket, mut have): (u64, u64),
+) -> Result<(), Status> {
+    answer(answers, have, false).await?;
+    while have < identity.size {
+        let data = next(stream).await?.data;
+        shared.counters.snapshot_received_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        have = decide(shared, move |s| lock(&s.incoming).take(&*s.disk, ticket, &data)).await?;
+        answer(answers, have, false).await?;
+    }
+    let identity = *identity;
+    let mut finish = std::pin::pin!(decide(shared, move |s| {
+        // Not under the lock: this may take seconds.
+        let checked = check_part(&*s.disk, &identity, s.cluster_id);
+        lock(&s.incoming).finish(&*s.disk, ticket, checked)
+    }));
+    loop {
+        match tokio::time::timeout(CHECKING_SAID_EVERY, &mut finish).await {
+            Ok(finished) => return finished,
+            Err(_) => answer(answers, have, false).await?,
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -71,25 +161,20 @@ impl Peer for PeerService {
         Ok(Response::new(pb::Empty {}))
     }
 
-    async fn snapshot(&self, request: Request<Streaming<pb::SnapshotChunk>>) -> Result<Response<pb::Empty>, Status> {
-        let _only_one = self.store.receiving().await;
-        let mut stream = request.into_inner();
-        let disk = self.shared().disk.clone();
-        let failed = |e: std::io::Error| Status::internal(format!("storing the snapshot: {e}"));
-        disk.remove(snapshot::INCOMING).map_err(failed)?;
-        let mut message = None;
-        while let Some(chunk) = stream.message().await? {
-            if !chunk.message.is_empty() {
-                message = Some(decode(&chunk.message)?);
+    type SnapshotStream = ReceiverStream<Result<pb::SnapshotAnswer, Status>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let (answers, stream) = mpsc::channel(4);
+        let shared = self.store.shared().clone();
+        tokio::spawn(async move {
+            if let Err(status) = receive(&shared, request.into_inner(), &answers).await {
+                let _ = tokio::time::timeout(IDLE_MAX, answers.send(Err(status))).await;
             }
-            disk.append(snapshot::INCOMING, &chunk.data).map_err(failed)?;
-        }
-        let message = message.ok_or_else(|| Status::invalid_argument("a snapshot without its Raft message"))?;
-        let (cluster_id, index) = (self.shared().cluster_id, message.get_snapshot().get_metadata().index);
-        let checked = tokio::task::spawn_blocking(move || snapshot::received(&*disk, cluster_id, index));
-        checked.await.map_err(|e| Status::internal(e.to_string()))?.map_err(Status::data_loss)?;
-        self.shared().input(Input::Message(message));
-        Ok(Response::new(pb::Empty {}))
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn forward(&self, request: Request<pb::Forwarded>) -> Result<Response<pb::ForwardAnswer>, Status> {

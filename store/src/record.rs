@@ -3,6 +3,8 @@
 //! A crash can tear the tail of the file that was being written: that part was never acknowledged and is cut off. Damage anywhere
 //! else is not a crash's doing; then the replica stops rather than guess.
 
+use std::io::{self, Read};
+
 /// Bytes before each payload: length (4, little-endian) and CRC-32 of the payload (4).
 pub const HEADER: usize = 8;
 /// No payload is larger: a length above it is damage.
@@ -66,6 +68,20 @@ fn whole(rest: &[u8]) -> Option<&[u8]> {
     // A run of zeros must not read as empty records.
     let payload = rest.get(..len).filter(|_| len > 0 && len <= PAYLOAD_MAX)?;
     (crc32fast::hash(payload) == sum || bug!("checksum_not_checked")).then_some(payload)
+}
+
+/// Reads the next record of a stream into `buffer`, its length and checksum in front; whether it is whole. If it is not, an empty buffer
+/// means that the stream ended there.
+pub fn read_next(from: &mut dyn Read, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    buffer.clear();
+    from.take(HEADER as u64).read_to_end(buffer)?;
+    let Some(len) = buffer.first_chunk::<4>().filter(|_| buffer.len() == HEADER) else { return Ok(false) };
+    let len = u32::from_le_bytes(*len) as usize;
+    if len == 0 || len > PAYLOAD_MAX {
+        return Ok(false);
+    }
+    from.take(len as u64).read_to_end(buffer)?;
+    Ok(whole(buffer).is_some())
 }
 
 #[cfg(test)]

@@ -93,6 +93,16 @@ impl Commands {
     }
 }
 
+/// A member as the leader sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    pub id: MemberId,
+    /// The highest entry that it has.
+    pub matched: u64,
+    /// Whether it votes (in the newer half, while a change of several members is under way).
+    pub votes: bool,
+}
+
 /// What makes this member's state the newest there is, so that it may answer reads by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Authority {
@@ -190,7 +200,7 @@ impl Replica {
             lots: crate::simulation::Lots::of(id),
         };
         // Alone, there is nobody to wait for.
-        if replica.voters() == [id] {
+        if replica.is_alone() {
             let _ = replica.node.campaign();
         }
         replica.be_patient();
@@ -201,9 +211,11 @@ impl Replica {
         self.node.raft.state == StateRole::Leader
     }
 
-    /// Whether this member is the only voter.
+    /// Whether this member is the only voter, in both halves of the membership while a change of several members is under way.
     pub fn is_alone(&self) -> bool {
-        self.voters() == [self.node.raft.id]
+        let conf = self.node.raft.prs().conf().to_conf_state();
+        let other_half = &conf.voters_outgoing;
+        conf.voters == [self.node.raft.id] && (other_half.is_empty() || bug!("alone_in_one_half"))
     }
 
     /// The highest index that this member knows to be agreed on.
@@ -220,25 +232,19 @@ impl Replica {
         {
             return Authority::None;
         }
-        let conf = raft.prs().conf();
-        match raft.prs().iter().len() {
-            // A learner that is about to vote does not count yet; two halves of a joint membership do.
-            1 => Authority::Sole,
-            _ if conf.to_conf_state().voters == [raft.id] && conf.to_conf_state().voters_outgoing.is_empty() => {
-                Authority::Sole
-            }
-            _ => Authority::Quorum(raft.term),
-        }
+        // A learner that is about to vote does not count yet.
+        if raft.prs().iter().len() == 1 || self.is_alone() { Authority::Sole } else { Authority::Quorum(raft.term) }
     }
 
     fn voters(&self) -> Vec<MemberId> {
         self.node.raft.prs().conf().to_conf_state().voters
     }
 
-    /// For each member as the leader sees it: (id, highest entry that it has, whether it votes).
-    pub fn progress(&self) -> Vec<(MemberId, u64, bool)> {
+    /// Each member as the leader sees it.
+    pub fn progress(&self) -> Vec<Progress> {
         let voters = self.voters();
-        self.node.raft.prs().iter().map(|(id, p)| (*id, p.matched, voters.contains(id))).collect()
+        let seen = |id: &MemberId, matched| Progress { id: *id, matched, votes: voters.contains(id) };
+        self.node.raft.prs().iter().map(|(id, p)| seen(id, p.matched)).collect()
     }
 
     /// Raft's log as it stands in memory (see [`RaftLog::terms`]).
@@ -499,7 +505,8 @@ impl Replica {
             bytes: entry.data.len(),
             conf_state: None,
         };
-        let change = match entry.get_entry_type() {
+        #[cfg_attr(not(feature = "simulation"), allow(unused_mut))]
+        let mut change = match entry.get_entry_type() {
             EntryType::EntryNormal => {
                 committed.commands = match own {
                     Some(own) => Commands::Own(own),
@@ -517,6 +524,11 @@ impl Replica {
             committed.conf_state = Some(self.node.raft.prs().conf().to_conf_state());
             return Ok(committed);
         }
+        if bug!("many_changes_without_a_joint_step") && change.changes.len() > 1 {
+            for step in change.changes.drain(1..) {
+                let _ = self.node.apply_conf_change(&change_of(&[(step.node_id, step.get_change_type())]));
+            }
+        }
         // A refused change (one that makes no sense for this membership) leaves the membership as it was, on every member alike.
         committed.conf_state =
             Some(self.node.apply_conf_change(&change).unwrap_or_else(|_| self.node.raft.prs().conf().to_conf_state()));
@@ -529,10 +541,11 @@ impl Replica {
     }
 }
 
-/// A change of one member.
-pub fn single_change(id: MemberId, change: ConfChangeType) -> ConfChangeV2 {
-    let step = raft_proto::new_conf_change_single(id, change);
-    ConfChangeV2 { changes: vec![step], ..Default::default() }
+/// A change of members, all at once. Of more than one, Raft makes two: in between, what is agreed on needs a majority of the old and one
+/// of the new, and the leader ends that by itself (Raft's joint consensus; dissertation, section 4.3).
+pub fn change_of(steps: &[(MemberId, ConfChangeType)]) -> ConfChangeV2 {
+    let changes = steps.iter().map(|(id, change)| raft_proto::new_conf_change_single(*id, *change));
+    ConfChangeV2 { changes: changes.collect(), ..Default::default() }
 }
 
 /// Whether a message is a snapshot, which travels on a stream of its own.
@@ -599,7 +612,7 @@ mod tests {
         replicas[0].take(Input::Campaign);
         settle(&mut replicas, &mut written);
         assert!(replicas[0].is_leader());
-        replicas[0].take(Input::Change(single_change(2, ConfChangeType::RemoveNode)));
+        replicas[0].take(Input::Change(change_of(&[(2, ConfChangeType::RemoveNode)])));
         settle(&mut replicas, &mut written);
         assert!(replicas[0].is_alone());
         assert_eq!(written[0].commit, replicas[0].committed());

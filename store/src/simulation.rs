@@ -7,18 +7,20 @@ pub use crate::apply::{Applier, ToApply};
 pub use crate::clock::Clock;
 pub use crate::command::{Command, Kind, Proposal, decode_batch};
 pub use crate::config::{Group, read_identity, write_identity};
-pub use crate::disk::Disk;
+pub use crate::disk::{Disk, MemoryDisk};
 pub use crate::driver::{Counters, LEASE, Outbox, Queues, RaftThread, Round, Shared, Wake, assemble, lock};
 pub use crate::hub::Hub;
+pub use crate::incoming::{Begun, Identity, Incoming, Offer, Refused, check_part};
 pub use crate::kv::Kv;
 pub use crate::kv::sweep::Hasher;
 pub use crate::lessor::Lessor;
 pub use crate::log::Log;
 pub use crate::machine::Machine;
+pub use crate::outgoing::{Sending, read_chunk};
 pub use crate::pending::Pending;
 pub use crate::raftlog::RaftLog;
 pub use crate::record::{Next, next as next_record};
-pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, is_snapshot, single_change};
+pub use crate::replica::{Authority, Commands, Committed, Input, Persist, Replica, Timing, change_of, is_snapshot};
 pub use crate::sizes::Sizes;
 pub mod snapshots {
     //! Snapshot files, as members write and read them.

@@ -14,6 +14,9 @@ pub struct Sizes {
     pub catch_up_entries: u64,
     /// Bytes of applied entries that stay in memory before a snapshot takes their place.
     pub log_bytes: usize,
+    /// Keys in one record of a snapshot, and bytes of one that are sent to another member at a time.
+    pub snapshot_keys: usize,
+    pub snapshot_chunk_bytes: usize,
     /// Compacted revisions swept at once: below a millisecond of work.
     pub sweep_revisions: usize,
 }
@@ -34,6 +37,8 @@ impl Default for Sizes {
             snapshot_entries: 500_000,
             catch_up_entries: 2000,
             log_bytes: 16 << 20,
+            snapshot_keys: 1000,
+            snapshot_chunk_bytes: 256 << 10,
             sweep_revisions: 512,
         }
     }

@@ -6,7 +6,9 @@
 
 use crate::disk::Disk;
 use crate::machine::Machine;
+use crate::outgoing::Sending;
 use crate::record::{self, Next};
+use crate::sizes::Sizes;
 use crate::types::{KeyValue, Revision};
 use bytes::Bytes;
 use prost::Message as _;
@@ -17,9 +19,6 @@ use std::sync::{Arc, RwLock};
 
 const PREFIX: &str = "snap-";
 const UNFINISHED: &str = "tmp-snap";
-/// The file that a snapshot from the leader is received into.
-pub const INCOMING: &str = "tmp-incoming";
-const KEYS_A_CHUNK: usize = 1000;
 const FLUSH_BYTES: usize = 512 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,36 +41,59 @@ pub fn newest(disk: &dyn Disk) -> io::Result<Option<String>> {
     Ok(disk.list()?.into_iter().filter(|n| n.starts_with(PREFIX)).max())
 }
 
-/// Removes all snapshots but the newest.
-pub fn tidy(disk: &dyn Disk) -> io::Result<()> {
+/// The index in a snapshot's name.
+pub fn index_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_prefix(PREFIX)?, 16).ok()
+}
+
+/// Removes all snapshots but the newest and those that are being sent: a large file is cut short before it is removed, so that it would
+/// end early for whoever has it open.
+pub fn tidy(disk: &dyn Disk, sending: &Sending) -> io::Result<()> {
+    let held = sending.held();
     let newest = newest(disk)?;
     for name in disk.list()? {
-        if name.starts_with(PREFIX) && Some(&name) != newest.as_ref() {
+        let goes = !held.contains_key(&name) || bug!("snapshot_removed_while_it_is_sent");
+        if name.starts_with(PREFIX) && Some(&name) != newest.as_ref() && goes {
             disk.remove(&name)?;
         }
     }
     Ok(())
 }
 
-/// Removes what interrupted writers left. Only before anything else is begun: files that are being written have such names, too.
+/// Removes what interrupted writers left, and keeps what was received of a newer snapshot. Only before anything else is begun: files that
+/// are being written have such names, too.
 pub fn sweep_unfinished(disk: &dyn Disk) -> io::Result<()> {
     for name in disk.list()?.into_iter().filter(|name| name.starts_with("tmp-")) {
         disk.remove(&name)?;
     }
-    Ok(())
+    let newest = newest(disk)?;
+    crate::incoming::sweep(disk, newest.as_deref().and_then(index_of))
 }
 
-/// Writes the state as it is now to disk; returns the header that was written.
-pub fn write(disk: &dyn Disk, machine: &RwLock<Machine>, cluster_id: u64) -> io::Result<pb::SnapshotHeader> {
+/// Writes the state as it is now to disk, so many keys a record; returns the header that was written.
+pub fn write(
+    disk: &dyn Disk,
+    machine: &RwLock<Machine>,
+    cluster_id: u64,
+    keys: usize,
+) -> io::Result<pb::SnapshotHeader> {
     let header = {
         let mut machine = machine.write().unwrap_or_else(|e| e.into_inner());
         machine.kv.pin();
         machine.header(cluster_id)
     };
-    let written = write_pinned(disk, machine, &header, UNFINISHED);
+    let name = file_name(header.index);
+    // One that is there stays as it is: others may have a part of it.
+    let is_there = disk.list().map(|names| names.contains(&name));
+    let written = match is_there {
+        Ok(false) => {
+            write_pinned(disk, machine, &header, UNFINISHED, keys).and_then(|()| disk.rename(UNFINISHED, &name))
+        }
+        Ok(true) => Ok(()),
+        Err(e) => Err(e),
+    };
     machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
     written?;
-    disk.rename(UNFINISHED, &file_name(header.index))?;
     Ok(header)
 }
 
@@ -82,17 +104,23 @@ pub fn export(disk: &dyn Disk, machine: &RwLock<Machine>, cluster_id: u64, name:
         machine.kv.pin();
         machine.header(cluster_id)
     };
-    let written = write_pinned(disk, machine, &header, name);
+    let written = write_pinned(disk, machine, &header, name, Sizes::default().snapshot_keys);
     machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
     written
 }
 
 /// Writes a state that nobody else holds.
 pub fn write_whole(disk: &dyn Disk, machine: Machine, cluster_id: u64) -> io::Result<pb::SnapshotHeader> {
-    write(disk, &RwLock::new(machine), cluster_id)
+    write(disk, &RwLock::new(machine), cluster_id, Sizes::default().snapshot_keys)
 }
 
-fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::SnapshotHeader, name: &str) -> io::Result<()> {
+fn write_pinned(
+    disk: &dyn Disk,
+    machine: &RwLock<Machine>,
+    header: &pb::SnapshotHeader,
+    name: &str,
+    keys: usize,
+) -> io::Result<()> {
     disk.remove(name)?;
     let mut buffer = Vec::with_capacity(FLUSH_BYTES * 2);
     record::push(&mut buffer, &header.encode_to_vec());
@@ -100,7 +128,7 @@ fn write_pinned(disk: &dyn Disk, machine: &RwLock<Machine>, header: &pb::Snapsho
     loop {
         let (pairs, last) = {
             let machine = machine.read().unwrap_or_else(|e| e.into_inner());
-            machine.kv.chunk_after(after.as_ref(), KEYS_A_CHUNK, header.revision)
+            machine.kv.chunk_after(after.as_ref(), keys, header.revision)
         };
         total += pairs.len() as u64;
         if !pairs.is_empty() {
@@ -139,19 +167,6 @@ fn stored(kv: &Arc<KeyValue>) -> pb::StoredPair {
 pub fn read(disk: &dyn Disk, file: &str) -> Result<(pb::SnapshotHeader, Vec<KeyValue>), SnapshotError> {
     let data = disk.read(file).map_err(|source| SnapshotError::Io { file: file.to_owned(), source })?;
     parse(&data.into()).map_err(|problem| SnapshotError::Damaged { file: file.to_owned(), problem })
-}
-
-/// Checks what was received into [`INCOMING`]: whole, of this cluster, and at the index that its message names.
-pub fn received(disk: &dyn Disk, cluster_id: u64, index: u64) -> Result<(), String> {
-    disk.sync(INCOMING).map_err(|e| format!("storing the snapshot: {e}"))?;
-    let (header, _) = read(disk, INCOMING).map_err(|e| e.to_string())?;
-    if header.cluster_id != cluster_id {
-        return Err("this snapshot is of another cluster".into());
-    }
-    if header.index != index {
-        return Err("the snapshot's file and its message name different indexes".into());
-    }
-    Ok(())
 }
 
 /// The header and the pairs in a snapshot's bytes, which the pairs share; anything behind the last record is not looked at.
@@ -214,7 +229,7 @@ mod tests {
         };
         let before = hash(&machine.kv);
         let (disk, machine) = (MemoryDisk::default(), RwLock::new(machine));
-        write(&disk, &machine, 5).unwrap();
+        write(&disk, &machine, 5, 1000).unwrap();
         let name = newest(&disk).unwrap().unwrap();
         let (header, pairs) = read(&disk, &name).unwrap();
         assert_eq!((header.index, header.cluster_id, pairs.len()), (77, 5, 2500));

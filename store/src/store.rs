@@ -18,7 +18,8 @@ use crate::machine::Machine;
 use crate::membership;
 use crate::peer::PeerService;
 use crate::raftlog::RaftLog;
-use crate::replica::{Input, Replica, Timing};
+use crate::reconfigure;
+use crate::replica::{Input, Progress, Replica, Timing};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::transport::{self, Transport};
@@ -66,7 +67,6 @@ struct Inner {
     exports: AtomicU64,
     writes: Semaphore,
     reads: mpsc::Sender<oneshot::Sender<Result<u64, Error>>>,
-    receiving: tokio::sync::Mutex<()>,
     stopped: watch::Sender<bool>,
 }
 
@@ -80,11 +80,22 @@ impl Store {
 
     /// Opens (or makes) this member's data and runs it. With `config.join` and no data yet, it first asks the group to take it in.
     pub async fn start(config: Config) -> anyhow::Result<Store> {
-        let disk: Arc<dyn Disk> = match &config.dir {
-            Some(dir) => Arc::new(
+        Store::open(config, None).await
+    }
+
+    /// As [`Store::start`], on a disk that may have faults.
+    #[cfg(feature = "simulation")]
+    pub async fn start_on(disk: Arc<dyn Disk>, config: Config) -> anyhow::Result<Store> {
+        Store::open(config, Some(disk)).await
+    }
+
+    async fn open(config: Config, disk: Option<Arc<dyn Disk>>) -> anyhow::Result<Store> {
+        let disk: Arc<dyn Disk> = match (disk, &config.dir) {
+            (Some(disk), _) => disk,
+            (None, Some(dir)) => Arc::new(
                 RealDisk::new(dir.clone()).with_context(|| format!("opening the data directory {}", dir.display()))?,
             ),
-            None => Arc::new(MemoryDisk::default()),
+            (None, None) => Arc::new(MemoryDisk::default()),
         };
         let claim = match &config.dir {
             Some(dir) => Some(Claim::take(dir).await?),
@@ -109,7 +120,7 @@ impl Store {
             None => (Machine::new(), Default::default()),
         };
         found.check_joins(machine.index).context("opening the store's log")?;
-        snapshot::tidy(&*disk)?;
+        snapshot::tidy(&*disk, &Default::default())?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let id = data.member.id;
         let replica =
@@ -141,6 +152,8 @@ impl Store {
             read_numbers: AtomicU64::new(Shared::first_read(rand::rng().random())),
             origin: rand::rng().random(),
             sizes: Sizes::default(),
+            incoming: Mutex::default(),
+            sending: Default::default(),
             counters: Counters::default(),
         });
         lock(&shared.pending).answer_on(tokio::runtime::Handle::current());
@@ -158,7 +171,6 @@ impl Store {
             exports: AtomicU64::new(0),
             writes: Semaphore::new(WRITES_MAX),
             reads,
-            receiving: tokio::sync::Mutex::default(),
             stopped: watch::Sender::new(false),
         };
         let store = Store { inner: Arc::new(inner) };
@@ -167,7 +179,7 @@ impl Store {
         if let Some(listener) = config.listener {
             store.serve_peers(listener, config.tls)?;
         }
-        tokio::spawn(membership::lead(store.clone()));
+        tokio::spawn(reconfigure::lead(store.clone()));
         tokio::spawn(membership::leave_when_removed(store.clone()));
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
@@ -206,10 +218,9 @@ impl Store {
     pub async fn stop(&self) {
         let progress = self.progress().await;
         let leads = self.leadership().borrow().is_leader();
-        let heir =
-            progress.iter().filter(|(id, _, voter)| *voter && *id != self.id()).max_by_key(|(_, matched, _)| *matched);
-        if let (true, Some((heir, _, _))) = (leads, heir) {
-            self.shared().input(Input::TransferTo(*heir));
+        let heir = progress.iter().filter(|m| m.votes && m.id != self.id()).max_by_key(|m| m.matched);
+        if let (true, Some(heir)) = (leads, heir) {
+            self.shared().input(Input::TransferTo(heir.id));
             let mut leadership = self.leadership();
             let _ = tokio::time::timeout(Duration::from_secs(2), leadership.wait_for(|l| !l.is_leader())).await;
         }
@@ -228,10 +239,6 @@ impl Store {
 
     pub(crate) fn limits(&self) -> Limits {
         self.inner.limits
-    }
-
-    pub(crate) async fn receiving(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.inner.receiving.lock().await
     }
 
     /// True once [`Store::stop`] was called.
@@ -492,7 +499,7 @@ impl Store {
         outcome.await.unwrap_or(Err(Error::Stopped))
     }
 
-    pub(crate) async fn progress(&self) -> Vec<(MemberId, u64, bool)> {
+    pub(crate) async fn progress(&self) -> Vec<Progress> {
         let (answer, progress) = oneshot::channel();
         let _ = self.shared().inbox.send(Wake::Progress(answer));
         progress.await.unwrap_or_default()
@@ -563,6 +570,36 @@ impl Store {
             "skiff_store_elections_won_total",
             "Times this member became leader.",
             count(&shared.counters.elections),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshots_sent_total",
+            "Snapshots that another member has taken from here.",
+            count(&shared.counters.snapshots_sent),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshots_broken_total",
+            "Times that sending a snapshot to another member failed; it goes on later.",
+            count(&shared.counters.snapshots_broken),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_sent_bytes_total",
+            "Bytes of snapshots sent to other members.",
+            count(&shared.counters.snapshot_sent_bytes),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_resumed_bytes_total",
+            "Bytes of snapshots not sent again, because the other member had them from before.",
+            count(&shared.counters.snapshot_resumed_bytes),
+        );
+        line(
+            "counter",
+            "skiff_store_snapshot_received_bytes_total",
+            "Bytes of snapshots received from other members.",
+            count(&shared.counters.snapshot_received_bytes),
         );
         text
     }

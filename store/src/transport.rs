@@ -1,14 +1,14 @@
 //! Messages to the other members: a task a peer, each with one stream out.
 //!
 //! Queues are bounded and a message that does not fit is dropped: Raft sends it again, and a slow peer costs nobody memory. Snapshots
-//! take a call of their own, in chunks. An address comes from the replicated list of members, so it may change under a
+//! take a connection of their own, in chunks, and go on where the last attempt ended (see `incoming`). An address comes from the replicated list of members, so it may change under a
 //! running connection; the task then dials the new one.
 
 use crate::command::member_to_pb;
-use crate::disk::Disk;
 use crate::driver::{Outbox, Shared, lock};
 use crate::error::MemberCode;
 use crate::membership::removed;
+use crate::outgoing::read_chunk;
 use crate::peer::REMOVED;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
@@ -18,14 +18,19 @@ use raft::eraftpb::Message;
 use skiff_proto::store as pb;
 use skiff_proto::store::peer_client::PeerClient;
 use std::collections::HashMap;
-use std::io::Read;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 const QUEUE_MAX: usize = 4096;
-const CHUNK_BYTES: usize = 512 << 10;
+/// Bytes of a snapshot that are under way without the word that they arrived.
+const WINDOW_BYTES: u64 = 2 << 20;
+/// A transfer in which nothing moves for so long is broken off: it goes on later on another connection.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Until the receiver has looked through what a restart left of the snapshot.
+const FIRST_ANSWER: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -66,14 +71,16 @@ struct Peer {
     channel: Channel,
 }
 
-/// A channel to a peer's address; it connects when it is used.
+/// A channel to a peer's address; it connects when it is used, and is closed when the peer is silent.
 pub fn channel(addr: &str, tls: Option<&PeerTls>) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = endpoint(addr, tls)?.http2_keep_alive_interval(Duration::from_secs(2));
+    Ok(endpoint.keep_alive_timeout(Duration::from_secs(2)).connect_lazy())
+}
+
+fn endpoint(addr: &str, tls: Option<&PeerTls>) -> Result<Endpoint, tonic::transport::Error> {
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{addr}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(2));
+    let mut endpoint =
+        Endpoint::from_shared(format!("{scheme}://{addr}"))?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
     if let Some(tls) = tls {
         endpoint = endpoint.tls_config(
             ClientTlsConfig::new()
@@ -82,7 +89,7 @@ pub fn channel(addr: &str, tls: Option<&PeerTls>) -> Result<Channel, tonic::tran
                 .domain_name(&tls.server_name),
         )?;
     }
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint)
 }
 
 /// A client of a peer's service.
@@ -156,8 +163,12 @@ impl Outbox for Transport {
         let to = message.to;
         let Some(peer) = self.peer(to) else { return };
         if is_snapshot(&message) {
-            if let Some(shared) = self.shared() {
-                self.inner.runtime.spawn(send_snapshot(shared, peer.channel, message));
+            let Some(shared) = self.shared() else { return };
+            let _guard = self.inner.runtime.enter();
+            // A connection of its own: heartbeats do not wait behind it, and a probe behind it would be late on a slow link.
+            match endpoint(&peer.addr, self.inner.tls.as_ref()) {
+                Ok(endpoint) => drop(self.inner.runtime.spawn(send_snapshot(shared, endpoint.connect_lazy(), message))),
+                Err(_) => shared.input(Input::SnapshotSent(to, false)),
             }
             return;
         }
@@ -242,42 +253,78 @@ async fn send_messages(
     }
 }
 
-/// Streams the newest snapshot file to a peer, its Raft message in front, and reports how that went.
+/// Sends the snapshot that Raft names to a peer, what that does not have yet, and reports how it went.
 async fn send_snapshot(shared: Arc<Shared>, channel: Channel, message: Message) {
-    let to = message.to;
-    let file = snapshot::file_name(message.get_snapshot().get_metadata().index);
-    let (chunks, stream) = mpsc::channel(4);
-    let disk = shared.disk.clone();
-    let read = tokio::task::spawn_blocking(move || read_chunks(&*disk, &file, &message, &chunks));
-    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
-    let sent = client(channel).snapshot(stream).await;
-    let read = read.await;
-    let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
-    if let Err(e) = sent {
-        tracing::info!("sending a snapshot to member {to:x} failed: {}", why(&e));
+    let (to, index) = (message.to, message.get_snapshot().get_metadata().index);
+    shared.sending.hold(index);
+    let sent = send_what_lacks(&shared, channel, message).await;
+    let held = shared.clone();
+    let let_go = tokio::task::spawn_blocking(move || held.sending.let_go(&*held.disk, index)).await;
+    if let Ok(Err(e)) = let_go {
+        tracing::warn!("removing old snapshots of the store failed: {e}; it is tried again with the next one");
     }
-    shared.input(Input::SnapshotSent(to, ok));
+    let counter = if sent.is_ok() { &shared.counters.snapshots_sent } else { &shared.counters.snapshots_broken };
+    counter.fetch_add(1, Ordering::Relaxed);
+    if let Err(e) = &sent {
+        tracing::info!(
+            "sending the snapshot at index {index} to member {to:x} failed: {e}; it goes on from what has arrived"
+        );
+    }
+    shared.input(Input::SnapshotSent(to, sent.is_ok()));
 }
 
-fn read_chunks(
-    disk: &dyn Disk,
-    file: &str,
-    message: &Message,
-    chunks: &mpsc::Sender<pb::SnapshotChunk>,
-) -> std::io::Result<()> {
-    let mut reader = disk.open_read(file)?;
-    let mut head = bytes::Bytes::from(message.encode_to_vec());
-    loop {
-        let mut data = Vec::with_capacity(CHUNK_BYTES);
-        let count = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
-        if count == 0 && head.is_empty() {
-            return Ok(());
+async fn send_what_lacks(shared: &Arc<Shared>, channel: Channel, message: Message) -> Result<(), String> {
+    let asked = shared.clone();
+    let offer = blocking(move || asked.sending.offer(&*asked.disk, message, asked.cluster_id)).await?;
+    let (index, size) = (offer.identity.index, offer.identity.size);
+    // One waits here and some in the connection: what a slow link cannot take yet stays on the disk.
+    let (chunks, stream) = mpsc::channel(1);
+    let first = pb::SnapshotChunk { offer: Some(offer.to_pb()), data: bytes::Bytes::new() };
+    chunks.try_send(first).map_err(|e| e.to_string())?;
+    let mut client = client(channel);
+    let call = client.snapshot(tokio_stream::wrappers::ReceiverStream::new(stream));
+    let mut answers = in_time(FIRST_ANSWER, call).await?.map_err(|e| why(&e))?.into_inner();
+    let mut answer = next_answer(&mut answers, FIRST_ANSWER).await?;
+    let mut sent = answer.have;
+    shared.counters.snapshot_resumed_bytes.fetch_add(sent, Ordering::Relaxed);
+    let (disk, from) = (shared.disk.clone(), sent);
+    let mut file = blocking(move || disk.open_read_at(&snapshot::file_name(index), from)).await?;
+    while !answer.done {
+        if sent < size && sent < answer.have + WINDOW_BYTES {
+            let most = shared.sizes.snapshot_chunk_bytes;
+            let (back, data) = blocking(move || read_chunk(&mut *file, most).map(|data| (file, data))).await?;
+            file = back;
+            let count = data.len() as u64;
+            if count == 0 {
+                return Err(format!("its file ends at byte {sent} of {size}"));
+            }
+            let chunk = pb::SnapshotChunk { offer: None, data: data.into() };
+            if in_time(PROGRESS, chunks.send(chunk)).await?.is_ok() {
+                sent += count;
+                shared.counters.snapshot_sent_bytes.fetch_add(count, Ordering::Relaxed);
+                continue;
+            }
         }
-        let chunk = pb::SnapshotChunk { message: std::mem::take(&mut head), data: data.into() };
-        if chunks.blocking_send(chunk).is_err() {
-            return Ok(());
-        }
+        answer = next_answer(&mut answers, PROGRESS).await?;
     }
+    Ok(())
+}
+
+async fn next_answer(
+    answers: &mut tonic::Streaming<pb::SnapshotAnswer>,
+    max: Duration,
+) -> Result<pb::SnapshotAnswer, String> {
+    let answer = in_time(max, answers.message()).await?.map_err(|e| why(&e))?;
+    answer.ok_or_else(|| "the receiver ended without an answer".to_owned())
+}
+
+/// No time-out is on the whole: a slow link may take as long as it likes, if only it moves.
+async fn in_time<T>(max: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(max, work).await.map_err(|_| format!("nothing moved for {} s", max.as_secs()))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
 }
 
 /// How long an attempt waits before the same command is sent again.

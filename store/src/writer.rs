@@ -4,9 +4,10 @@
 //! member, and removing old segments is work that needs no room. Any other error ends the replica, for nobody knows what is on the medium.
 
 use crate::driver::{Shared, lock};
+use crate::incoming;
 use crate::log::{Log, is_full};
 use crate::replica::{Input, Persist};
-use crate::snapshot;
+
 use raft::eraftpb::{Entry, HardState};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,8 +39,8 @@ pub struct DiskWriter {
 /// Work of the disk that can be tried again while the disk is full.
 enum Step {
     Append(Vec<Entry>, Option<HardState>),
-    /// A snapshot that was received gets its name.
-    Name(String),
+    /// The snapshot that was received of this index and term gets its name.
+    Name(u64, u64),
     /// The log begins anew behind it.
     Reset,
 }
@@ -118,7 +119,8 @@ impl DiskWriter {
     fn plan(&mut self, persist: Persist) {
         self.number = persist.number;
         if let Some(snapshot) = persist.snapshot {
-            self.left.push_back(Step::Name(snapshot::file_name(snapshot.get_metadata().index)));
+            let place = snapshot.get_metadata();
+            self.left.push_back(Step::Name(place.index, place.term));
             self.left.push_back(Step::Reset);
         }
         if persist.entries.is_empty() && persist.hard_state.is_none() {
@@ -141,7 +143,7 @@ impl DiskWriter {
                 self.shared.counters.entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
                 Ok(())
             }
-            Step::Name(name) => self.shared.disk.rename(snapshot::INCOMING, name),
+            Step::Name(index, term) => incoming::name_whole(&*self.shared.disk, *index, *term),
             Step::Reset => log.reset(),
         }
     }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 pub const TESTS: &[Test] = &[
     ("one grows to three and five and shrinks again under load", || Box::pin(grow_and_shrink())),
     ("a learner is added, started and promoted with etcdctl", || Box::pin(learner())),
+    ("all voters are replaced at once under load", || Box::pin(replaced())),
+    ("what would leave no majority is refused", || Box::pin(no_majority())),
     ("a rolling restart waits for no election", || Box::pin(rolling_restart())),
     ("a member comes back at another address", || Box::pin(moved())),
 ];
@@ -81,6 +83,77 @@ async fn learner() -> anyhow::Result<()> {
     ensure!(voters(added.endpoint()).await? == 4);
     load.more(20).await?;
     load.check(&[servers[2].endpoint(), added.endpoint()]).await?;
+    Ok(())
+}
+
+/// Starts a learner beside these.
+async fn add_learner(dir: &Dir, name: &str, beside: &Server) -> anyhow::Result<Server> {
+    let plan = Plan::joining(dir, name, beside)?;
+    let urls = format!("--peer-urls=http://{}", plan.peer);
+    ctl(beside.endpoint(), &["member", "add", name, "--learner", &urls]).await?;
+    plan.start().await
+}
+
+async fn replaced() -> anyhow::Result<()> {
+    let dir = Dir::new()?;
+    let old = start_all(&Plan::together(&dir, &["a", "b", "c"], &[])?).await?;
+    let load = Load::begin(&old.iter().map(Server::endpoint).collect::<Vec<_>>());
+    let mut new = Vec::new();
+    for name in ["d", "e", "f"] {
+        new.push(add_learner(&dir, name, &old[0]).await?);
+        load.more(20).await?;
+    }
+    let at = new[0].endpoint().to_owned();
+    // Half of them first: names and ids are both understood.
+    let id = new[0].id().await?;
+    let vote = format!("--vote=a,b,{id}");
+    until("d has caught up and takes c's place", || async {
+        Ok(store(&["members", "--endpoint", &at, &vote]).await.is_ok())
+    })
+    .await?;
+    load.aim(&[old[0].endpoint(), &at]);
+    load.more(50).await?;
+    until("e and f have caught up", || async {
+        Ok(store(&["members", "--endpoint", &at, "--vote=d,e,f"]).await.is_ok())
+    })
+    .await?;
+    let said = store(&["members", "--endpoint", &at]).await?;
+    ensure!(said.lines().count() == 4 && said.matches("leader").count() == 1, "{said}");
+    ensure!(said.matches("voter").count() == 2 && said.matches("learner").count() == 0, "{said}");
+    load.aim(&new.iter().map(Server::endpoint).collect::<Vec<_>>());
+    load.more(50).await?;
+    for mut leaves in old {
+        ensure!(!leaves.ends().await?.success());
+        holds(&leaves.said(), &["removed"])?;
+    }
+    // The new ones are a group of three by themselves.
+    let mut new = leader_first(new).await?;
+    new.remove(0).kill().await?;
+    load.aim(&new.iter().map(Server::endpoint).collect::<Vec<_>>());
+    load.more(50).await?;
+    load.check(&new.iter().map(Server::endpoint).collect::<Vec<_>>()).await?;
+    Ok(())
+}
+
+async fn no_majority() -> anyhow::Result<()> {
+    let dir = Dir::new()?;
+    let mut servers = leader_first(start_all(&Plan::together(&dir, &["a", "b", "c"], &[])?).await?).await?;
+    let names = store(&["members", "--endpoint", servers[0].endpoint()]).await?;
+    let dead = servers.pop().context("three")?;
+    let (leader, other, dead_id) = (servers[0].id().await?, servers[1].id().await?, dead.id().await?);
+    dead.kill().await?;
+    let at = servers[0].endpoint();
+    let vote = |ids: &[&str]| format!("--vote={}", ids.join(","));
+    let refused = store_fails(&["members", "--endpoint", at, "--vote=nobody"]).await?;
+    holds(&refused, &["no member is called \"nobody\"", &leader])?;
+    let refused = store_fails(&["members", "--endpoint", at, &vote(&[&leader, &dead_id])]).await?;
+    holds(&refused, &["of the 2 voters that there would be 1 answer"])?;
+    let refused = ctl_fails(at, &["member", "remove", &other]).await?;
+    holds(&refused, &["not enough started members"])?;
+    // Nothing has changed; and the dead one may go.
+    ensure!(store(&["members", "--endpoint", at]).await? == names);
+    ctl(at, &["member", "remove", &dead_id]).await?;
+    ctl(at, &["put", "a", "b"]).await?;
     Ok(())
 }
 

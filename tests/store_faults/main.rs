@@ -11,6 +11,7 @@ mod client;
 mod cluster;
 mod disks;
 mod history;
+mod joining;
 mod leader;
 mod leasing;
 mod linear;
@@ -67,6 +68,7 @@ fn main() {
         real("one_member_becomes_many_and_few_again", || {
             random(Plan { members: 1, faults: MEMBERSHIP, seconds: 8 }, 3)
         }),
+        real("a_new_member_over_a_link_that_breaks", joining::over_a_link_that_breaks),
         real("disks_that_are_full", space::full_disks),
         real("a_frozen_leader_is_succeeded_and_says_nothing_old", leader::frozen),
         real("a_killed_leader_is_succeeded", leader::killed),

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, ensure};
 use skiff_local::Host;
-use skiff_netlink::nft::{Batch, Chain, Expr, Family, Hook, Kind, Load, Nft, Verdict};
+use skiff_netlink::nft::{Batch, Chain, Expr, Family, Hook, Kind, Load, Nft, REG_1, Verdict};
 use std::net::Ipv4Addr;
 use std::process::Command;
 
@@ -14,6 +14,15 @@ const LOCAL_IN: u32 = 1;
 
 /// A member hears nothing from these addresses; with none, it hears everyone.
 pub fn deafen(host: &Host, name: &str, to: &[Ipv4Addr]) -> anyhow::Result<()> {
+    refuse(host, name, to, &Expr::Verdict(Verdict::Drop))
+}
+
+/// The connections that these addresses have with a member are reset, and none can be made; with none, they can.
+pub fn sever(host: &Host, name: &str, from: &[Ipv4Addr]) -> anyhow::Result<()> {
+    refuse(host, name, from, &Expr::RejectTcp)
+}
+
+fn refuse(host: &Host, name: &str, to: &[Ipv4Addr], how: &Expr) -> anyhow::Result<()> {
     let change = || -> anyhow::Result<()> {
         let mut nft = Nft::open()?;
         nft.drop_table(Family::Ipv4, TABLE)?;
@@ -26,7 +35,10 @@ pub fn deafen(host: &Host, name: &str, to: &[Ipv4Addr]) -> anyhow::Result<()> {
         batch.add_chain(&Chain { name: CHAIN.into(), hook: Some(hook) });
         for address in to {
             let mut rule = Expr::address_is(Load::Source, *address);
-            rule.push(Expr::Verdict(Verdict::Drop));
+            if *how == Expr::RejectTcp {
+                rule.extend([Expr::Load(Load::Protocol, REG_1), Expr::Equal(REG_1, vec![6])]);
+            }
+            rule.push(how.clone());
             batch.add_rule(CHAIN, &rule);
         }
         Ok(nft.commit("make a member deaf to another", batch)?)
@@ -48,7 +60,10 @@ pub fn slow(host: &Host, name: &str, slow: Option<Slow>) -> anyhow::Result<()> {
         let mut tc = Command::new("tc");
         match slow {
             Some(Slow { kbit, queue_ms }) => tc
-                .args("qdisc replace dev eth0 root tbf burst 4kb rate".split(' '))
+                .args("qdisc replace dev eth0 root tbf burst".split(' '))
+                // What may go at once must be what goes in a tick of the kernel at least.
+                .arg(if kbit > 10_000 { "128kb" } else { "4kb" })
+                .arg("rate")
                 .arg(format!("{kbit}kbit"))
                 .arg("latency")
                 .arg(format!("{queue_ms}ms")),

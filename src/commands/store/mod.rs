@@ -1,6 +1,8 @@
 //! `skiff store`: the key-value store on its own, as an etcd v3 server, and the tools for its data.
 
 mod bench;
+mod member;
+mod members;
 mod recover;
 mod serve;
 mod snapshot;
@@ -22,6 +24,7 @@ enum StoreCommand {
     Serve(Box<serve::ServeArgs>),
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    Members(members::MembersArgs),
     Verify(recover::VerifyArgs),
     Recover(recover::RecoverArgs),
     Bench(bench::BenchArgs),
@@ -36,6 +39,7 @@ pub fn run(args: StoreArgs) -> anyhow::Result<ExitCode> {
             crate::cli::block_on(threads, serve::run(*args))?;
         }
         StoreCommand::Snapshot(command) => crate::cli::block_on(1, snapshot::run(command))?,
+        StoreCommand::Members(args) => crate::cli::block_on(1, members::run(args))?,
         StoreCommand::Verify(args) => recover::verify(&args)?,
         StoreCommand::Recover(args) => recover::recover(&args)?,
         StoreCommand::Bench(args) => crate::cli::block_on(threads, bench::run(args))?,

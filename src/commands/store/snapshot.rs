@@ -1,6 +1,7 @@
 //! `skiff store snapshot`: take a snapshot from a running member, look at one, make a new cluster of one.
 
-use super::{address, peers};
+use super::member::MemberArgs;
+use super::peers;
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use skiff_proto::etcd::etcdserverpb as pb;
@@ -8,7 +9,6 @@ use skiff_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use skiff_store::RestoreOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// Take, check and restore snapshots of the store
 #[derive(Subcommand)]
@@ -25,17 +25,8 @@ pub enum SnapshotCommand {
 #[derive(clap::Args)]
 pub struct SaveArgs {
     file: PathBuf,
-    /// The member's client address
-    #[arg(long, default_value = "http://127.0.0.1:2379")]
-    endpoint: String,
-    /// The authority of the member's certificate (PEM), for https
-    #[arg(long)]
-    cacert: Option<PathBuf>,
-    /// Our certificate (PEM), with --key
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    member: MemberArgs,
 }
 
 /// Make the data of a new cluster's member from a snapshot: run it for each member with the same file and the same list
@@ -107,28 +98,15 @@ fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
 }
 
 async fn save(args: SaveArgs) -> anyhow::Result<()> {
-    let secure = args.endpoint.starts_with("https://");
-    let url = if secure { args.endpoint.clone() } else { format!("http://{}", address(&args.endpoint)?) };
-    let mut endpoint = Endpoint::from_shared(url.clone())?;
-    if secure {
-        let read = |file: &PathBuf| std::fs::read(file).with_context(|| format!("reading {}", file.display()));
-        let mut tls = ClientTlsConfig::new();
-        if let Some(ca) = &args.cacert {
-            tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-        }
-        if let (Some(certificate), Some(key)) = (&args.cert, &args.key) {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-        }
-        endpoint = endpoint.tls_config(tls)?;
-    }
-    let channel = endpoint.connect().await.with_context(|| format!("connecting to {url}"))?;
+    let channel = args.member.connect().await?;
+    let failed = |e: &tonic::Status| args.member.failed("taking a snapshot from", e);
     let mut client = MaintenanceClient::new(channel).max_decoding_message_size(64 << 20);
-    let mut stream = client.snapshot(pb::SnapshotRequest {}).await.map_err(|e| failed(&url, &e))?.into_inner();
+    let mut stream = client.snapshot(pb::SnapshotRequest {}).await.map_err(|e| failed(&e))?.into_inner();
     let unfinished = Unfinished::beside(&args.file);
     let path = &unfinished.0;
     let mut file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let (mut size, mut left) = (0, u64::MAX);
-    while let Some(chunk) = stream.message().await.map_err(|e| failed(&url, &e))? {
+    while let Some(chunk) = stream.message().await.map_err(|e| failed(&e))? {
         file.write_all(&chunk.blob).with_context(|| format!("writing {}", path.display()))?;
         (size, left) = (size + chunk.blob.len(), chunk.remaining_bytes);
     }
@@ -138,24 +116,6 @@ async fn save(args: SaveArgs) -> anyhow::Result<()> {
     std::fs::rename(path, &args.file).with_context(|| format!("naming the snapshot {}", args.file.display()))?;
     println!("saved {} keys at revision {}, {size} bytes, to {}", status.keys, status.revision, args.file.display());
     Ok(())
-}
-
-/// A failed call, down to its cause.
-fn failed(url: &str, status: &tonic::Status) -> anyhow::Error {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    // In TLS 1.3 whoever is turned away often hears nothing but the end of the connection.
-    if std::error::Error::source(status).is_some() && url.starts_with("https://") {
-        text.push_str(" (if the member turned our certificate away, its log says why)");
-    }
-    anyhow::anyhow!("taking a snapshot from {url}: {text}")
 }
 
 /// A file that is being written; what is left of it goes when this does.

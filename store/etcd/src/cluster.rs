@@ -1,4 +1,4 @@
-//! The Cluster service.
+//! The Cluster service, and what it has no call for: many changes at once.
 //!
 //! A member that is added as a voter is in the list at once, and its vote counts from when it has caught up: a member that never
 //! starts cannot cost the group its majority.
@@ -6,7 +6,7 @@
 use crate::api::Api;
 use crate::error;
 use skiff_proto::etcd::etcdserverpb as pb;
-use skiff_store::{Member, MemberChange};
+use skiff_store::{Error, Member, MemberChange};
 use tonic::{Request, Response, Status};
 
 /// An address for peers from etcd's URLs; the store's peers have one each.
@@ -101,6 +101,23 @@ impl pb::cluster_server::Cluster for Api {
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         self.store.change_members(MemberChange::Promote(request.into_inner().id)).await.map_err(error::status)?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members: self.member_list() }))
+    }
+}
+
+#[tonic::async_trait]
+impl skiff_proto::store::members_server::Members for Api {
+    async fn set_voters(
+        &self,
+        request: Request<skiff_proto::store::Voters>,
+    ) -> Result<Response<skiff_proto::store::Empty>, Status> {
+        let changed = self.store.change_members(MemberChange::Voters(request.into_inner().ids)).await;
+        changed.map_err(|e| match e {
+            // Etcd's words for these are fixed, and say less.
+            Error::Member { id: 0, problem, .. } => Status::failed_precondition(problem),
+            Error::Member { id, problem, .. } => Status::failed_precondition(format!("member {id:x}: {problem}")),
+            other => error::status(other),
+        })?;
+        Ok(Response::new(skiff_proto::store::Empty {}))
     }
 }
 

@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto;
 use skiff_proto::etcd::etcdserverpb as pb;
 use skiff_proto::etcd::{v3electionpb, v3lockpb};
 use skiff_proto::health::health_server::HealthServer;
+use skiff_proto::store::members_server::MembersServer;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -141,6 +142,7 @@ impl Services {
             .add_service(HealthServer::new(api.clone()))
             .add_service(pb::lease_server::LeaseServer::new(api.clone()))
             .add_service(pb::cluster_server::ClusterServer::new(api.clone()))
+            .add_service(MembersServer::new(api.clone()))
             .add_service(pb::maintenance_server::MaintenanceServer::new(api.clone()))
             .add_service(pb::auth_server::AuthServer::new(api.clone()))
             .add_service(v3lockpb::lock_server::LockServer::new(api.clone()))

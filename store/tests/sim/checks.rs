@@ -20,6 +20,8 @@ pub const ACKNOWLEDGED: &str = "no acknowledged write lost";
 pub const WATCH: &str = "watch = the history";
 pub const LEASES: &str = "leases never end early";
 pub const RECOVERY: &str = "recovery, or an error that says what is damaged";
+/// Also: the file is there while it is sent.
+pub const TRANSFERS: &str = "a snapshot that arrives in pieces is the one that was offered";
 pub const LIVENESS: &str = "progress after healing";
 pub const NO_PANIC: &str = "no broken assertion";
 

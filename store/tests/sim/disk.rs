@@ -4,6 +4,7 @@
 //! folder followed may be undone. Names that `rename` and the making of files gave are safe, as they are with `RealDisk`.
 
 use crate::rng::Rng;
+use crate::tally;
 use skiff_store::simulation::{Disk, Next, next_record};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -74,6 +75,7 @@ impl Inner {
     fn write(&mut self, name: &str, offset: Option<u64>, data: &[u8]) -> io::Result<()> {
         let dies = self.begin()?;
         if self.full {
+            tally::count("disk: a write refused, full");
             // As much as there was room for.
             let room = self.rng.below(data.len() as u64) as usize;
             if let (Some(at), Some(file)) = (offset, self.files.get_mut(name)) {
@@ -136,13 +138,15 @@ impl SimDisk {
     pub fn crash(&self) {
         let mut inner = self.lock();
         let inner = &mut *inner;
+        tally::count(if inner.dead { "process: died in an operation of the disk" } else { "process: killed" });
         (inner.dies_after, inner.dead, inner.syncs_fail, inner.full) = (None, false, false, false);
         for file in inner.files.values_mut() {
             for (at, data) in std::mem::take(&mut file.unsynced) {
                 match inner.rng.below(3) {
-                    0 => {}
+                    0 => tally::count("disk: a write lost by a crash"),
                     1 => write(&mut file.durable, at, &data),
                     _ => {
+                        tally::count("disk: a write torn by a crash");
                         let kept = inner.rng.below(data.len() as u64 + 1) as usize;
                         write(&mut file.durable, at, &data[..kept]);
                     }
@@ -232,6 +236,7 @@ impl Disk for SimDisk {
         let mut inner = self.lock();
         let dies = inner.begin()?;
         if inner.syncs_fail {
+            tally::count("disk: a sync that failed");
             return Err(io::Error::other("input/output error"));
         }
         if inner.is_lost(dies) {

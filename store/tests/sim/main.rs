@@ -10,6 +10,8 @@ mod nemesis;
 mod node;
 mod planted;
 mod rng;
+mod tally;
+mod transfers;
 mod world;
 
 use checks::{NO_PANIC, Violation};
@@ -102,6 +104,7 @@ fn main() {
     if let Some((seed, violation)) = failure {
         failed(seed, &violation);
     }
+    tally::print();
     if bug.is_none() && !planted::find_all(&hunt) {
         std::process::exit(1);
     }

@@ -1,6 +1,7 @@
 //! What goes wrong, and changes of membership while it does.
 
 use crate::checks::Violation;
+use crate::tally;
 use crate::world::{Event, World};
 use raft::eraftpb::ConfChangeType;
 use skiff_store::simulation::*;
@@ -32,17 +33,14 @@ impl World {
             }
             24..32 => {
                 let us = if self.rng.chance(300) { 3_000_000 } else { 900_000 };
+                tally::count("process: paused");
                 self.nodes[victim].paused_until = now + self.rng.between(10_000, us);
             }
-            32..42 => {
-                for other in 0..count {
-                    self.cuts.insert((victim, other));
-                    self.cuts.insert((other, victim));
-                }
-            }
+            32..42 => self.cut_off(victim),
             42..50 => {
                 for other in 0..count {
                     if self.rng.chance(600) {
+                        tally::count("network: a direction cut");
                         self.cuts.insert(if self.rng.chance(500) { (victim, other) } else { (other, victim) });
                     }
                 }
@@ -63,6 +61,7 @@ impl World {
                     let to = self.nodes[self.rng.below(count as u64) as usize].id;
                     let leads = run.shared.leadership.borrow().is_leader();
                     if leads && to != run.shared.id && run.shared.look().conf_state.voters.contains(&to) {
+                        tally::count("group: leadership handed over");
                         run.shared.input(Input::TransferTo(to));
                         self.raft_later(victim);
                         if self.rng.chance(400) {
@@ -83,6 +82,18 @@ impl World {
     }
 
     /// At most one member of a run is damaged: what a majority has lost, nobody can give back.
+    /// Nobody hears it any more; a little later it hears nobody either.
+    pub fn mute(&mut self, victim: usize) {
+        self.cuts.extend((0..self.nodes.len()).map(|other| (victim, other)));
+        let us = self.rng.between(20_000, 200_000);
+        self.after(us, Event::CutOff(victim));
+    }
+
+    pub fn cut_off(&mut self, victim: usize) {
+        tally::count("network: a member cut off");
+        self.cuts.extend((0..self.nodes.len()).flat_map(|other| [(victim, other), (other, victim)]));
+    }
+
     /// One member hears its leader no more and stands for election; the others die and come back meanwhile, again and again.
     fn blink_beside_a_cut(&mut self, leading: Option<usize>, deaf: usize) {
         let Some(leader) = leading.filter(|leader| *leader != deaf) else { return };
@@ -101,14 +112,17 @@ impl World {
             self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
         let Some(leader) = leader else { return };
         let (members, voters) = (leader.raft.replica().progress(), leader.shared.look().conf_state.voters.len());
-        let newest = members.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
-        let even = members.iter().all(|(_, matched, votes)| *votes && *matched + 20 > newest);
+        let newest = members.iter().map(|m| m.matched).max().unwrap_or(0);
+        let even = members.iter().all(|m| m.votes && m.matched + 20 > newest);
         if voters < 3 || !even || members.len() != voters || self.nodes.iter().any(|n| n.flipped.is_some() || n.gone) {
             return;
         }
         self.crash(victim);
         let disk = self.nodes[victim].disk.clone();
         self.nodes[victim].flipped = disk.flip(&mut self.rng);
+        if self.nodes[victim].flipped.is_some() {
+            tally::count("disk: a bit flipped");
+        }
         self.trace(|| format!("flipped {:?}", self.nodes[victim].flipped));
     }
 
@@ -120,33 +134,68 @@ impl World {
             return;
         }
         let newest = run.raft.replica().progress();
-        let last = newest.iter().map(|(_, matched, _)| *matched).max().unwrap_or(0);
-        let ready = |id: u64| newest.iter().any(|(other, matched, _)| *other == id && matched + 64 >= last);
-        let change = if let Some(learner) = conf.learners.iter().find(|id| ready(**id)) {
-            single_change(*learner, ConfChangeType::AddNode)
-        } else if conf.voters.len() > 3 && self.rng.chance(300) {
-            let Some(id) = self.rng.pick(&sorted(&conf.voters)) else { return };
-            if id == shared.id {
-                return;
-            }
-            single_change(id, ConfChangeType::RemoveNode)
-        } else {
-            let Some(new) = self.nodes.iter().position(|n| !n.exists) else { return };
-            let id = self.nodes[new].id;
-            let member = Member {
-                id,
-                name: new.to_string(),
-                peer_addr: new.to_string(),
-                client_addr: String::new(),
-                learner: true,
-            };
-            self.submit(leader, 0, Kind::Member(member), None, None, true);
-            self.nodes[new].exists = true;
-            self.after(50_000, Event::Restart(new));
-            single_change(id, ConfChangeType::AddLearnerNode)
+        let last = newest.iter().map(|m| m.matched).max().unwrap_or(0);
+        let ready = |id: u64| newest.iter().any(|m| m.id == id && m.matched + 64 >= last);
+        let vacancy = self.nodes.iter().position(|n| !n.exists);
+        let learners: Vec<_> = sorted(&conf.learners).into_iter().filter(|id| ready(*id)).collect();
+        let steps = match vacancy {
+            Some(new) if self.rng.chance(if learners.is_empty() { 700 } else { 200 }) => self.take_in(leader, new),
+            _ => self.other_voters(&sorted(&conf.voters), &learners, shared.id),
         };
+        if steps.is_empty() {
+            return;
+        }
+        tally::count(if steps.len() > 1 { "group: many members changed at once" } else { "group: a member changed" });
+        if steps.len() > 1 && self.rng.chance(300) {
+            // It hears perhaps that the change is agreed on, and nobody hears it from it.
+            let us = self.rng.between(200, 4_000);
+            self.after(us, Event::Mute(leader));
+        }
+        let change = change_of(&steps);
         shared.input(Input::Change(change));
         self.raft_later(leader);
+    }
+}
+
+impl World {
+    /// A new member begins as a learner.
+    fn take_in(&mut self, leader: usize, new: usize) -> Vec<(MemberId, ConfChangeType)> {
+        let id = self.nodes[new].id;
+        let member =
+            Member { id, name: new.to_string(), peer_addr: new.to_string(), client_addr: String::new(), learner: true };
+        self.submit(leader, 0, Kind::Member(member), None, None, true);
+        self.nodes[new].exists = true;
+        self.after(50_000, Event::Restart(new));
+        vec![(id, ConfChangeType::AddLearnerNode)]
+    }
+
+    /// One learner votes from now on, or one voter is removed, or all of that and more at once.
+    fn other_voters(
+        &mut self,
+        voters: &[MemberId],
+        learners: &[MemberId],
+        leader: MemberId,
+    ) -> Vec<(MemberId, ConfChangeType)> {
+        let promote = |id: &MemberId| (*id, ConfChangeType::AddNode);
+        let remove = |id: &MemberId| (*id, ConfChangeType::RemoveNode);
+        if self.rng.chance(600) {
+            return match learners.first() {
+                Some(learner) => vec![promote(learner)],
+                None if voters.len() > 3 => {
+                    let leaves = self.rng.pick(voters).filter(|id| *id != leader);
+                    leaves.iter().map(remove).collect()
+                }
+                None => Vec::new(),
+            };
+        }
+        let one = self.rng.chance(150);
+        let stay: Vec<_> =
+            voters.iter().filter(|id| if one { **id == leader } else { self.rng.chance(600) }).copied().collect();
+        // Members that were removed are gone for good here: some must be left. A leader that leaves is rare: it hands over first.
+        let leaves = |id: &&MemberId| !stay.contains(id) && (**id != leader || stay.len() > 2);
+        let steps: Vec<_> = learners.iter().map(promote).chain(voters.iter().filter(leaves).map(remove)).collect();
+        let left = voters.len() + learners.len() - steps.iter().filter(|s| s.1 == ConfChangeType::RemoveNode).count();
+        if left > 0 { steps } else { Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::checks::{RECOVERY, Violation, violated};
 use crate::disk::SimDisk;
 use crate::rng::Rng;
+use crate::tally;
 use raft::eraftpb::Message;
 use skiff_store::simulation::*;
 use std::collections::{HashMap, VecDeque};
@@ -90,7 +91,10 @@ impl Node {
         match self.open(now, sizes, rng) {
             Ok(run) => self.run = Some(run),
             Err(_) if self.disk.is_dead() => self.disk.crash(),
-            Err(_) if self.flipped.is_some() => self.gone = true,
+            Err(why) if self.flipped.as_ref().is_some_and(|(file, _)| why.contains(file) && why.contains("byte")) => {
+                tally::count("disk: a flipped bit, refused by file and byte");
+                self.gone = true;
+            }
             Err(why) => return violated(RECOVERY, format!("member {:x} does not start: {why}", self.id)),
         }
         Ok(())
@@ -110,7 +114,7 @@ impl Node {
             None => (Machine::new(), Default::default()),
         };
         found.check_joins(machine.index).map_err(|e| text(&e))?;
-        snapshots::tidy(&*disk).map_err(|e| text(&e))?;
+        snapshots::tidy(&*disk, &Default::default()).map_err(|e| text(&e))?;
         let (index, revision, compacted) = (machine.index, machine.kv.revision(), machine.kv.compacted());
         let log_of_raft = RaftLog::new(metadata, found.hard_state, found.entries);
         let replica = Replica::new(self.id, log_of_raft, TIMING, sizes).map_err(|e| text(&e))?;
@@ -140,6 +144,8 @@ impl Node {
             read_numbers: AtomicU64::new(Shared::first_read(rng.next())),
             origin: rng.next() | 1,
             sizes,
+            incoming: Mutex::default(),
+            sending: Default::default(),
             counters: Counters::default(),
         });
         let out = Arc::new(Out { disk: self.disk.clone(), messages: Mutex::default() });

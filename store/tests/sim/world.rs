@@ -7,12 +7,12 @@ use crate::checks::{Checks, LIVENESS, ONE_AUTHORITY, RECOVERY, Violation, violat
 use crate::clients::Clients;
 use crate::node::{Node, TICK_US};
 use crate::rng::Rng;
+use crate::tally;
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use skiff_store::simulation::*;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
-use std::io::Read as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,24 +29,20 @@ pub enum Event {
     Apply(usize, u64),
     Job(usize, u64, Box<dyn FnOnce() + Send>),
     Deliver(usize, Input),
-    SnapshotRead {
+    /// What `transport::send_snapshot` and `peer::receive` do: the sender makes its offer, ...
+    SnapshotOffer {
         from: usize,
         to: usize,
         message: Message,
     },
-    SnapshotBegin {
-        from: usize,
-        to: usize,
-        message: Message,
-        data: Vec<u8>,
-    },
-    SnapshotEnd {
-        from: usize,
-        to: usize,
-        incarnation: u64,
-        message: Message,
-        data: Vec<u8>,
-    },
+    /// ... the receiver says where to go on, ...
+    SnapshotBegin(Transfer),
+    /// ... the sender reads the next piece, ...
+    SnapshotRead(Transfer),
+    /// ... which arrives, ...
+    SnapshotChunk(Transfer, Vec<u8>),
+    /// ... until all of it is there and is looked at.
+    SnapshotEnd(Transfer, Result<(), Refused>),
     Forward {
         from: usize,
         incarnation: u64,
@@ -65,9 +61,22 @@ pub enum Event {
     Restart(usize),
     /// Dies and is back in a moment.
     Blink(usize),
+    Mute(usize),
+    CutOff(usize),
     Housekeeping(usize, u64),
     Client(usize),
     Nemesis,
+}
+
+/// A snapshot on its way.
+pub struct Transfer {
+    pub from: usize,
+    pub to: usize,
+    /// Of the sender and the receiver.
+    pub incarnations: (u64, u64),
+    pub offer: Offer,
+    pub ticket: u64,
+    pub have: u64,
 }
 
 struct Due(u64, u64, Event);
@@ -103,7 +112,8 @@ pub struct World {
     pub loss_per_mille: u64,
     pub slow_disks: bool,
     pub chaos: bool,
-    receiving: Vec<bool>,
+    /// By receiver: the network damaged a piece of a snapshot that no checksum on the way noticed.
+    pub garbled: Vec<bool>,
     began: Instant,
     pub events: u64,
     traced: bool,
@@ -141,6 +151,8 @@ impl World {
             snapshot_entries: rng.between(15, 120),
             catch_up_entries: rng.between(0, 40),
             log_bytes: rng.between(2_000, 40_000) as usize,
+            snapshot_keys: rng.between(1, 6) as usize,
+            snapshot_chunk_bytes: rng.between(20, 1500) as usize,
             sweep_revisions: 3,
         };
         let names: Vec<_> = (1..=5).map(|i| skiff_store::Peer { name: i.to_string(), addr: i.to_string() }).collect();
@@ -162,7 +174,7 @@ impl World {
             loss_per_mille: 0,
             slow_disks: false,
             chaos: false,
-            receiving: vec![false; 5],
+            garbled: vec![false; 5],
             began: Instant::now(),
             events: 0,
             favourites: if rng.chance(500) { vec![rng.below(100), rng.below(100)] } else { Vec::new() },
@@ -235,7 +247,6 @@ impl World {
         if self.nodes[i].run.is_some() || self.nodes[i].gone || !self.nodes[i].exists {
             return Ok(());
         }
-        self.receiving[i] = false;
         self.nodes[i].start(&self.clock, self.sizes, &mut self.rng)?;
         let incarnation = self.nodes[i].incarnation;
         if self.nodes[i].run.is_none() {
@@ -432,7 +443,9 @@ impl World {
                 let us = self.rng.between(1_000, 30_000);
                 self.crash_for(i, us);
             }
-            Event::Blink(_) => {}
+            Event::CutOff(i) if self.chaos => self.cut_off(i),
+            Event::Mute(i) if self.chaos => self.mute(i),
+            Event::Blink(_) | Event::CutOff(_) | Event::Mute(_) => {}
             Event::Housekeeping(i, n) => {
                 if self.is_up(i, n, || Event::Housekeeping(i, n)) {
                     self.housekeeping(i)?;
@@ -441,7 +454,7 @@ impl World {
             }
             Event::Client(c) => self.client(c)?,
             Event::Nemesis => self.nemesis()?,
-            other => self.transfer(other),
+            other => self.transfer(other)?,
         }
         Ok(())
     }
@@ -511,6 +524,7 @@ impl World {
         let mut led = None;
         if leadership != run.seen {
             if leadership.is_leader() {
+                tally::count("group: a leader elected");
                 self.checks.leads(run.shared.id, leadership.term, run.raft.replica().log())?;
                 led = Some(run.shared.id);
             }
@@ -533,7 +547,10 @@ impl World {
         let incarnation = self.nodes[i].incarnation;
         if write {
             let us = match self.rng.below(100) {
-                0 if self.slow_disks => self.rng.between(100_000, 1_000_000),
+                0 if self.slow_disks => {
+                    tally::count("disk: a stall of 0.1 to 1 s");
+                    self.rng.between(100_000, 1_000_000)
+                }
                 0..5 => self.rng.below(30_000),
                 _ => self.rng.between(50, 1_500),
             };
@@ -556,6 +573,10 @@ impl World {
     /// A member has begun to lead: nobody else may answer reads by a lease of its own.
     fn leads_alone(&self, id: MemberId) -> Result<(), Violation> {
         for other in self.nodes.iter().filter(|n| n.id != id).filter_map(|n| n.run.as_ref()) {
+            if other.raft.replica().authority() == Authority::Sole {
+                let detail = format!("member {id:x} leads while {:x} takes itself for the only voter", other.shared.id);
+                return violated(ONE_AUTHORITY, detail);
+            }
             let left = other.shared.lease_until.load(Ordering::Relaxed).saturating_sub(other.shared.clock.now_ns());
             if left > 0 {
                 let detail =
@@ -610,9 +631,10 @@ impl World {
         let Some(to) = self.index_of(message.to) else { return };
         let us = self.delay();
         if is_snapshot(&message) {
-            return self.after(us, Event::SnapshotRead { from, to, message });
+            return self.after(us, Event::SnapshotOffer { from, to, message });
         }
         if self.loses(from, to) || self.nodes[to].run.is_none() {
+            tally::count("network: a message lost");
             if self.rng.chance(200) {
                 let id = self.nodes[to].id;
                 self.after(us, Event::Deliver(from, Input::Unreachable(id)));
@@ -620,6 +642,7 @@ impl World {
             return;
         }
         if self.chaos && self.rng.chance(20) {
+            tally::count("network: a message sent twice");
             let later = self.delay() * 3;
             self.after(later, Event::Deliver(to, Input::Message(Box::new(message.clone()))));
         }
@@ -627,51 +650,16 @@ impl World {
     }
 
     /// What is no Raft message: snapshots, and commands for the leader.
-    fn transfer(&mut self, event: Event) {
+    fn transfer(&mut self, event: Event) -> Result<(), Violation> {
         let us = self.delay();
         match event {
-            Event::SnapshotRead { from, to, message } => {
-                let name = snapshots::file_name(message.get_snapshot().get_metadata().index);
-                let mut data = Vec::new();
-                let read = self.nodes[from].disk.open_read(&name).and_then(|mut file| file.read_to_end(&mut data));
-                if read.is_err() || self.loses(from, to) {
-                    return self.snapshot_sent(from, to, false);
-                }
-                self.after(us, Event::SnapshotBegin { from, to, message, data });
-            }
-            Event::SnapshotBegin { from, to, message, data } => {
-                if self.receiving[to] {
-                    return self.after(1000, Event::SnapshotBegin { from, to, message, data });
-                }
-                let disk = self.nodes[to].disk.clone();
-                let half = data.len() / 2;
-                let begun =
-                    disk.remove(snapshots::INCOMING).and_then(|()| disk.append(snapshots::INCOMING, &data[..half]));
-                if begun.is_err() || self.nodes[to].run.is_none() {
-                    return self.snapshot_sent(from, to, false);
-                }
-                self.receiving[to] = true;
-                let incarnation = self.nodes[to].incarnation;
-                self.after(us, Event::SnapshotEnd { from, to, incarnation, message, data: data[half..].to_vec() });
-            }
-            Event::SnapshotEnd { from, to, incarnation, message, data } => {
-                if self.nodes[to].run.is_none() || self.nodes[to].incarnation != incarnation {
-                    return self.snapshot_sent(from, to, false);
-                }
-                self.receiving[to] = false;
-                let disk = self.nodes[to].disk.clone();
-                let index = message.get_snapshot().get_metadata().index;
-                let lost = self.loses(from, to);
-                let received = !lost
-                    && disk.append(snapshots::INCOMING, &data).is_ok()
-                    && snapshots::received(&*disk, 1, index).is_ok();
-                if received {
-                    self.after(0, Event::Deliver(to, Input::Message(Box::new(message))));
-                }
-                self.snapshot_sent(from, to, received);
-            }
+            Event::SnapshotOffer { from, to, message } => self.offer(from, to, message),
+            Event::SnapshotBegin(transfer) => self.begin_transfer(transfer),
+            Event::SnapshotRead(transfer) => return self.read_piece(transfer),
+            Event::SnapshotChunk(transfer, data) => self.take_piece(transfer, data),
+            Event::SnapshotEnd(transfer, checked) => return self.end_transfer(transfer, checked),
             Event::Forward { from, incarnation, to, commands, sequences } => {
-                let Some(run) = &self.nodes[to].run else { return };
+                let Some(run) = &self.nodes[to].run else { return Ok(()) };
                 let accepted = run.shared.leadership.borrow().is_leader();
                 if accepted {
                     let proposals = commands.into_iter().filter_map(|c| Proposal::decode(c).ok().map(Arc::new));
@@ -690,10 +678,6 @@ impl World {
             }
             _ => {}
         }
-    }
-
-    fn snapshot_sent(&mut self, from: usize, to: usize, ok: bool) {
-        let (us, id) = (self.delay(), self.nodes[to].id);
-        self.after(us, Event::Deliver(from, Input::SnapshotSent(id, ok)));
+        Ok(())
     }
 }

@@ -12,6 +12,9 @@ struct Client {
     store: Store,
     requests: mpsc::Sender<pb::WatchRequest>,
     answers: Streaming<pb::WatchResponse>,
+    created: i64,
+    /// What each watch was told since `told` was called.
+    told: HashMap<i64, Vec<Revision>>,
 }
 
 /// A store in memory, served, with a stream open to it.
@@ -25,7 +28,7 @@ async fn client(settings: Settings) -> Client {
         WatchClient::connect(format!("http://{addr}")).await.unwrap().max_decoding_message_size(usize::MAX);
     let (requests, stream) = mpsc::channel(64);
     let answers = client.watch(ReceiverStream::new(stream)).await.unwrap().into_inner();
-    Client { store, requests, answers }
+    Client { store, requests, answers, created: 0, told: HashMap::new() }
 }
 
 impl Client {
@@ -38,16 +41,27 @@ impl Client {
         self.store.txn(Txn::of(Op::put(key.to_owned(), value))).await.unwrap().revision
     }
 
+    async fn read(&mut self) {
+        let answer = self.answers.message().await.unwrap().unwrap();
+        assert!(!answer.canceled, "{}", answer.cancel_reason);
+        self.created += i64::from(answer.created);
+        let revisions = answer.events.iter().map(|e| e.kv.as_ref().unwrap().mod_revision as Revision);
+        self.told.entry(answer.watch_id).or_default().extend(revisions);
+    }
+
+    /// Reads answers until so many watches have begun: what is put from then on, they are told.
+    async fn begun(&mut self, count: i64) {
+        while self.created < count {
+            self.read().await;
+        }
+    }
+
     /// Reads answers until each of these watches has been told of its last revision; what each was told.
     async fn told(&mut self, last: &HashMap<i64, Revision>) -> HashMap<i64, Vec<Revision>> {
-        let mut told: HashMap<i64, Vec<Revision>> = HashMap::new();
-        while last.iter().any(|(id, last)| told.get(id).and_then(|told| told.last()) < Some(last)) {
-            let answer = self.answers.message().await.unwrap().unwrap();
-            assert!(!answer.canceled, "{}", answer.cancel_reason);
-            let revisions = answer.events.iter().map(|e| e.kv.as_ref().unwrap().mod_revision as Revision);
-            told.entry(answer.watch_id).or_default().extend(revisions);
+        while last.iter().any(|(id, last)| self.told.get(id).and_then(|told| told.last()) < Some(last)) {
+            self.read().await;
         }
-        told
+        std::mem::take(&mut self.told)
     }
 }
 
@@ -91,6 +105,7 @@ async fn watches_of_one_stream_are_each_told_what_they_asked_for() {
             changes.push(("ab", client.put("ab", vec![3; 9]).await, false));
         }
     }
+    client.begun(creates.len() as i64).await;
     for key in ["a", "ab"] {
         changes.push((key, client.put(key, Vec::new()).await, false));
         changes.push((key, client.store.txn(Txn::of(Op::delete(key))).await.unwrap().revision, true));
@@ -123,7 +138,7 @@ async fn a_client_that_does_not_read_for_a_while_misses_nothing() {
         let (key, range_end) = (key.into(), end.into());
         client.create(pb::WatchCreateRequest { key, range_end, ..Default::default() }).await;
     }
-    // Told of the first, so all three have begun.
+    client.begun(3).await;
     let first = client.put("slow", Vec::new()).await;
     let told = client.told(&(0..3).map(|id| (id, first)).collect()).await;
     assert!(told.values().all(|told| told[..] == [first]));
