@@ -139,6 +139,6 @@ fn compares(compare: &Compare, kv: Option<&Record>) -> bool {
         CompareTarget::CreateRevision(v) => cmp(op, &kv.map_or(0, |k| k.create_revision), v),
         CompareTarget::ModRevision(v) => cmp(op, &kv.map_or(0, |k| k.mod_revision), v),
         CompareTarget::Lease(v) => cmp(op, &kv.map_or(0, |k| k.lease), v),
-        CompareTarget::Value(v) => kv.is_some_and(|k| cmp(op, &k.value[..], &v[..])),
+        CompareTarget::Value(v) => kv.is_some_and(|k| cmp(op, k.value, &v[..])),
     }
 }
