@@ -6,6 +6,9 @@ use crate::world::{Event, World};
 use raft::eraftpb::ConfChangeType;
 use skiff_store::simulation::*;
 
+/// A change that was asked for is through by then, or never will be: longer than a pause.
+const CHANGES_US: u64 = 4_000_000;
+
 impl World {
     pub fn nemesis(&mut self) -> Result<(), Violation> {
         if !self.chaos {
@@ -112,9 +115,16 @@ impl World {
             self.nodes.iter().filter_map(|n| n.run.as_ref()).find(|r| r.shared.leadership.borrow().is_leader());
         let Some(leader) = leader else { return };
         let (members, voters) = (leader.raft.replica().progress(), leader.shared.look().conf_state.voters.len());
+        // Nor while the members may change (a leader that is paused will hear of it later): of those that are left, nobody may be lost.
+        let changes = self.changed_at.is_some_and(|at| self.now() < at + CHANGES_US);
         let newest = members.iter().map(|m| m.matched).max().unwrap_or(0);
         let even = members.iter().all(|m| m.votes && m.matched + 20 > newest);
-        if voters < 3 || !even || members.len() != voters || self.nodes.iter().any(|n| n.flipped.is_some() || n.gone) {
+        if voters < 3
+            || changes
+            || !even
+            || members.len() != voters
+            || self.nodes.iter().any(|n| n.flipped.is_some() || n.gone)
+        {
             return;
         }
         self.crash(victim);
@@ -151,6 +161,7 @@ impl World {
             let us = self.rng.between(200, 4_000);
             self.after(us, Event::Mute(leader));
         }
+        self.changed_at = Some(self.now());
         let change = change_of(&steps);
         shared.input(Input::Change(change));
         self.raft_later(leader);

@@ -178,9 +178,10 @@ impl Node {
     pub fn describe(&self) -> String {
         let state = match &self.run {
             Some(run) => format!(
-                "{:?} applied {}",
-                run.shared.leadership.borrow(),
-                run.shared.applied_index.load(Ordering::Relaxed)
+                "{:?} applied {}, members {:x?}",
+                *run.shared.leadership.borrow(),
+                run.shared.applied_index.load(Ordering::Relaxed),
+                run.shared.look().conf_state
             ),
             None => "down".into(),
         };

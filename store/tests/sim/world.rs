@@ -117,6 +117,8 @@ pub struct World {
     began: Instant,
     pub events: u64,
     traced: bool,
+    /// When a change of members was asked for last.
+    pub changed_at: Option<u64>,
     /// Faults that this seed has many of, if it has any: a rare case often wants the same kind of fault twice.
     pub favourites: Vec<u64>,
 }
@@ -177,6 +179,7 @@ impl World {
             garbled: vec![false; 5],
             began: Instant::now(),
             events: 0,
+            changed_at: None,
             favourites: if rng.chance(500) { vec![rng.below(100), rng.below(100)] } else { Vec::new() },
             traced: std::env::var_os("SKIFF_SIM_TRACE").is_some(),
             rng,
