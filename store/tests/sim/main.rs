@@ -15,12 +15,41 @@ mod transfers;
 mod world;
 
 use checks::{NO_PANIC, Violation};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
+
+/// A seed takes a fiftieth of a second; one that takes so long goes round in circles.
+const SEED_MAX: Duration = Duration::from_secs(120);
+
+/// What each thread tries, and since when.
+static TRIED: LazyLock<Mutex<HashMap<ThreadId, (u64, Option<&'static str>, Instant)>>> = LazyLock::new(Mutex::default);
+
+/// Ends the process when a seed does not end.
+fn watch_for_circles() {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let tried = TRIED.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((seed, bug, _)) = tried.values().find(|(.., since)| since.elapsed() > SEED_MAX) {
+            eprintln!("seed {seed} with the planted bug {bug:?} does not end within {} s", SEED_MAX.as_secs());
+            std::process::exit(1);
+        }
+    }
+}
 
 /// Runs one seed with or without a planted bug.
 fn try_seed(seed: u64, bug: Option<&'static str>) -> Result<u64, Violation> {
     skiff_store::simulation::plant(bug);
+    let this = std::thread::current().id();
+    TRIED.lock().unwrap_or_else(|e| e.into_inner()).insert(this, (seed, bug, Instant::now()));
+    let outcome = run_seed(seed);
+    TRIED.lock().unwrap_or_else(|e| e.into_inner()).remove(&this);
+    outcome
+}
+
+fn run_seed(seed: u64) -> Result<u64, Violation> {
     let run = std::panic::catch_unwind(|| world::run(seed));
     run.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
@@ -78,6 +107,7 @@ fn main() {
             eprintln!("{info}\n{}", std::backtrace::Backtrace::capture());
         }
     }));
+    std::thread::spawn(watch_for_circles);
     let wanted = std::env::var("SKIFF_SIM_BUG").ok();
     let bug = planted::BUGS.iter().find(|b| Some(**b) == wanted.as_deref()).copied();
     let command = "cargo test -p skiff-store --features simulation --test sim";
