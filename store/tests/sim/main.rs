@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 const SEED_MAX: Duration = Duration::from_secs(120);
 
 /// What each thread tries, and since when.
-static TRIED: LazyLock<Mutex<HashMap<ThreadId, (u64, Option<&'static str>, Instant)>>> = LazyLock::new(Mutex::default);
+static TRIED: LazyLock<Mutex<HashMap<ThreadId, Try>>> = LazyLock::new(Mutex::default);
+
+type Try = (u64, Option<&'static str>, Instant);
 
 /// Ends the process when a seed does not end.
 fn watch_for_circles() {
