@@ -97,17 +97,18 @@ impl World {
         self.cuts.extend((0..self.nodes.len()).flat_map(|other| [(victim, other), (other, victim)]));
     }
 
-    /// One member hears its leader no more and stands for election; the others die and come back meanwhile, again and again.
+    /// The leader is heard no more; one member stands for election at once, and the others, which have just promised the leader their silence,
+    /// die and are back in a moment.
     fn blink_beside_a_cut(&mut self, leading: Option<usize>, deaf: usize) {
         let Some(leader) = leading.filter(|leader| *leader != deaf) else { return };
-        self.cuts.extend([(leader, deaf), (deaf, leader)]);
+        self.cuts.insert((deaf, leader));
+        self.cuts.extend((0..self.nodes.len()).map(|other| (leader, other)));
         for other in (0..self.nodes.len()).filter(|other| ![leader, deaf].contains(other)) {
-            let mut us = self.rng.between(400_000, 600_000);
-            for _ in 0..8 {
-                self.after(us, Event::Blink(other));
-                us += self.rng.between(50_000, 150_000);
-            }
+            let us = self.rng.below(5_000);
+            self.after(us, Event::Blink(other));
         }
+        let us = self.rng.between(5_000, 80_000);
+        self.after(us, Event::Campaign(deaf, leader));
     }
 
     fn flip(&mut self, victim: usize) {
