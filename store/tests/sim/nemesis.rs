@@ -16,6 +16,9 @@ impl World {
         }
         let next = self.rng.between(10_000, 350_000);
         self.after(next, Event::Nemesis);
+        if self.now() < self.quiet_until {
+            return Ok(());
+        }
         let count = self.nodes.iter().filter(|n| n.exists).count();
         let leading =
             self.nodes.iter().position(|n| n.run.as_ref().is_some_and(|r| r.shared.leadership.borrow().is_leader()));
@@ -97,18 +100,17 @@ impl World {
         self.cuts.extend((0..self.nodes.len()).flat_map(|other| [(victim, other), (other, victim)]));
     }
 
-    /// The leader is heard no more; one member stands for election at once, and the others, which have just promised the leader their silence,
-    /// die and are back in a moment.
+    /// While nobody writes, one member hears its leader no more, and stands for election some time later. Shortly before, the others, which
+    /// have just promised the leader their silence, die, are back in a moment, and do not hear it either.
     fn blink_beside_a_cut(&mut self, leading: Option<usize>, deaf: usize) {
         let Some(leader) = leading.filter(|leader| *leader != deaf) else { return };
-        self.cuts.insert((deaf, leader));
-        self.cuts.extend((0..self.nodes.len()).map(|other| (leader, other)));
+        self.quiet_until = self.now() + 1_200_000;
+        self.cuts.extend([(leader, deaf), (deaf, leader)]);
+        let last = self.rng.between(350_000, 900_000);
         for other in (0..self.nodes.len()).filter(|other| ![leader, deaf].contains(other)) {
-            let us = self.rng.below(5_000);
-            self.after(us, Event::Blink(other));
+            self.after(last, Event::Cut(leader, other));
+            self.after(last, Event::Blink(other));
         }
-        let us = self.rng.between(5_000, 80_000);
-        self.after(us, Event::Campaign(deaf, leader));
     }
 
     fn flip(&mut self, victim: usize) {

@@ -62,6 +62,8 @@ pub enum Event {
     /// Dies and is back in a moment.
     Blink(usize),
     Mute(usize),
+    /// From one to the other, nothing comes through any more.
+    Cut(usize, usize),
     CutOff(usize),
     Housekeeping(usize, u64),
     Client(usize),
@@ -117,6 +119,8 @@ pub struct World {
     began: Instant,
     pub events: u64,
     traced: bool,
+    /// Until then clients do nothing, and nothing else goes wrong.
+    pub quiet_until: u64,
     /// When a change of members was asked for last.
     pub changed_at: Option<u64>,
     /// Faults that this seed has many of, if it has any: a rare case often wants the same kind of fault twice.
@@ -179,6 +183,7 @@ impl World {
             garbled: vec![false; 5],
             began: Instant::now(),
             events: 0,
+            quiet_until: 0,
             changed_at: None,
             favourites: if rng.chance(500) { vec![rng.below(100), rng.below(100)] } else { Vec::new() },
             traced: std::env::var_os("SKIFF_SIM_TRACE").is_some(),
@@ -448,12 +453,18 @@ impl World {
             }
             Event::CutOff(i) if self.chaos => self.cut_off(i),
             Event::Mute(i) if self.chaos => self.mute(i),
-            Event::Blink(_) | Event::CutOff(_) | Event::Mute(_) => {}
+            Event::Cut(from, to) if self.chaos => {
+                self.cuts.insert((from, to));
+            }
+            Event::Blink(_) | Event::CutOff(_) | Event::Mute(_) | Event::Cut(..) => {}
             Event::Housekeeping(i, n) => {
                 if self.is_up(i, n, || Event::Housekeeping(i, n)) {
                     self.housekeeping(i)?;
                     self.after(100_000, Event::Housekeeping(i, n));
                 }
+            }
+            Event::Client(c) if self.chaos && self.now() < self.quiet_until => {
+                self.after(20_000, Event::Client(c));
             }
             Event::Client(c) => self.client(c)?,
             Event::Nemesis => self.nemesis()?,
