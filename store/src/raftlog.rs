@@ -121,9 +121,11 @@ impl RaftLog {
         self.snapshot.index
     }
 
-    /// Whether the member ran before: it may have voted, or promised a leader not to.
+    /// Whether the member ran before: it may have voted, or promised a leader not to. A group begins with a snapshot at index 1, and any
+    /// later one is of a member that ran, though all of its log may be in it (found by the simulation: a vote beside a read lease).
     pub fn has_past(&self) -> bool {
-        self.hard_state.term > self.snapshot.term || !self.entries.is_empty()
+        let has_log = !self.entries.is_empty() || self.snapshot.index > 1;
+        has_log || self.hard_state.term > self.snapshot.term || self.hard_state.vote != raft::INVALID_ID
     }
 
     /// The disk's log may go up to here: what is behind it is in a snapshot, and no longer in memory.
@@ -216,5 +218,29 @@ impl Storage for RaftLog {
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
         Ok(Snapshot { metadata: Some(self.snapshot.clone()), ..Default::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_have_promised_something_has_a_past() {
+        let check = |(index, term): (u64, u64), (now, vote): (u64, u64), entries: &[u64], expect: bool| {
+            let snapshot = SnapshotMetadata { index, term, ..Default::default() };
+            let entries =
+                entries.iter().map(|index| Entry { index: *index, term: now, ..Default::default() }).collect();
+            let hard_state = HardState { term: now, vote, commit: index };
+            assert_eq!(RaftLog::new(snapshot, hard_state, entries).has_past(), expect, "{index} {term} {now} {vote}");
+        };
+        // Just begun, or just joined.
+        check((1, 1), (1, 0), &[], false);
+        check((0, 0), (0, 0), &[], false);
+        check((1, 1), (2, 0), &[], true);
+        check((1, 1), (1, 5), &[], true);
+        check((1, 1), (2, 0), &[2], true);
+        // All of its log is in the snapshot.
+        check((54, 4), (4, 0), &[], true);
     }
 }
