@@ -131,7 +131,8 @@ fn main() {
     let seconds = number("SKIFF_SIM_SECONDS").unwrap_or(45);
     let began = Instant::now();
     let first = number("SKIFF_SIM_FIRST").unwrap_or(1);
-    let (tried, events, failure) = hunt(first, u64::MAX - first, Duration::from_secs(seconds), bug);
+    let seeds = number("SKIFF_SIM_SEEDS").unwrap_or(u64::MAX - first);
+    let (tried, events, failure) = hunt(first, seeds, Duration::from_secs(seconds), bug);
     println!("{tried} seeds, {events} events in {:.1} s", began.elapsed().as_secs_f64());
     if let Some((seed, violation)) = failure {
         failed(seed, &violation);
