@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -35,17 +36,44 @@ impl Record {
     pub fn is_alive(&self) -> bool {
         started(self.pid) == Some(self.started)
     }
+
+    /// The supervisor was killed and answers nobody, but its process stays until the kernel has ended every other process of its PID namespace, whose
+    /// first process it is: with many containers that takes a while (pid_namespaces(7)).
+    fn is_ending(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.started == self.started && stat.flags & EXITING != 0)
+    }
 }
 
-/// When a process began, in clock ticks after boot; none when it is gone or a zombie (proc_pid_stat(5), fields 3 and 22).
-pub fn started(pid: i32) -> Option<u64> {
+/// How long the processes of a dying instance may take to end before [`sweep`] lets it stand as alive.
+const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// The process has begun to exit (PF_EXITING in the kernel's sched.h).
+const EXITING: u64 = 0x4;
+
+/// What is read of a process that has not ended.
+struct Stat {
+    flags: u64,
+    started: u64,
+}
+
+/// Fields 3 (state), 9 (flags), 20 (threads) and 22 (start time) of proc_pid_stat(5). None when the process is gone, or all its threads are and it waits to
+/// be taken note of: the first thread alone may end before others.
+fn stat(pid: i32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    if ["Z", "X"].contains(&state) {
+    // The second field is the program's name in brackets, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    let threads: u64 = field(20)?.parse().ok()?;
+    let first_ended = ["Z", "X"].contains(&field(3)?);
+    if first_ended && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    Some(Stat { flags: field(9)?.parse().ok()?, started: field(22)?.parse().ok()? })
+}
+
+/// When a process began, in clock ticks after boot; none when it has ended.
+pub fn started(pid: i32) -> Option<u64> {
+    stat(pid).map(|stat| stat.started)
 }
 
 /// Held while instances are chosen or swept, so that two starts do not take the same subnet.
@@ -74,8 +102,12 @@ pub fn all(folder: &Path) -> Vec<Record> {
         .collect()
 }
 
-/// Removes what dead instances left, and says which they were. Call it under [`lock`].
+/// Removes what dead instances left, and says which they were; waits for those that are just ending. Call it under [`lock`].
 pub fn sweep(folder: &Path) -> Result<Vec<Record>> {
+    let begun = Instant::now();
+    while all(folder).iter().any(Record::is_ending) && begun.elapsed() < END_WITHIN {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let dead: Vec<Record> = all(folder).into_iter().filter(|record| !record.is_alive()).collect();
     for record in &dead {
         forget(folder, record)?;

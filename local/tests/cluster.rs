@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use skiff_local::{Direction, Host, LocalConfig, NodeSpec, groups, registry, supervisor_main};
 
 fn main() {
@@ -39,6 +41,7 @@ fn main() {
                 test("orphans_outlive_an_agent_but_not_the_cluster", orphans_outlive_an_agent_but_not_the_cluster),
                 test("a_killed_parent_takes_all_along", a_killed_parent_takes_all_along),
                 test("an_untied_cluster_is_found_by_its_directory", an_untied_cluster_is_found_by_its_directory),
+                test("a_start_waits_for_one_that_is_ending", a_start_waits_for_one_that_is_ending),
                 test("bad_requests_are_refused_in_words", bad_requests_are_refused_in_words),
             ];
             libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -248,6 +251,38 @@ fn an_untied_cluster_is_found_by_its_directory() {
     second.shutdown().unwrap();
     found.shutdown().unwrap();
     assert!(Host::open(&cluster, &registry_folder).is_err());
+}
+
+/// A killed supervisor answers nobody any more, but stays until the last process of its PID namespace has been waited for: here one whose end a tracer
+/// has yet to take note of.
+fn a_start_waits_for_one_that_is_ending() {
+    let dir = Cleanup(folder("ending"));
+    let (before, registry_folder) = (config("ending", &dir.0, false), dir.0.join("registry"));
+    let made = Host::create(before.clone()).unwrap();
+    let traced = made.outer_pid(made.spawn(node(&made, "s1", 6443)).unwrap()).unwrap();
+    // SAFETY: PTRACE_SEIZE reads and writes no memory of this process.
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, traced, 0, 0) };
+    assert_eq!(seized, 0, "trace {traced}: {}", std::io::Error::last_os_error());
+    let supervisor = made.status().unwrap().pid;
+    kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
+    until("the supervisor answers nobody", || made.status().is_err());
+    assert!(registry::started(supervisor).is_some(), "it should be held by the process that is traced");
+    drop(made);
+    let starting = std::thread::spawn(move || Host::create(before));
+    until("the start has begun", || is_locked(&registry_folder));
+    until("the traced process has ended", || registry::started(traced).is_none());
+    assert!(!starting.is_finished() && is_locked(&registry_folder), "the start should wait");
+    waitpid(Pid::from_raw(traced), None).unwrap();
+    let again = starting.join().unwrap().unwrap();
+    waitpid(Pid::from_raw(supervisor), None).unwrap();
+    assert_ne!(again.status().unwrap().pid, supervisor);
+    again.shutdown().unwrap();
+}
+
+/// Somebody holds [`registry::lock`].
+fn is_locked(registry: &Path) -> bool {
+    let file = std::fs::File::create(registry.join("lock")).unwrap();
+    matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
 }
 
 fn bad_requests_are_refused_in_words() {

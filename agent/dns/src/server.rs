@@ -1,6 +1,7 @@
 //! Listening on UDP and TCP. What the zone knows is answered at once, in the reading task; only questions for upstream become tasks, and of those
 //! and of TCP connections there are bounded numbers.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,8 @@ use crate::zone::Zone;
 /// Questions waiting for upstream at once; beyond them a client is told to try later rather than left waiting.
 const FORWARDS_MAX: usize = 512;
 const CONNECTIONS_MAX: usize = 256;
+/// Ports drawn before it is said that none is free.
+const ANY_PORT_TRIES: usize = 16;
 const IDLE: Duration = Duration::from_secs(10);
 
 /// A running DNS server; it stops when dropped.
@@ -58,15 +61,8 @@ impl Server {
         let mut tasks = JoinSet::new();
         let mut addresses = Vec::new();
         for address in listen {
-            let udp = UdpSocket::bind(address)
-                .await
-                .with_context(|| format!("listen for DNS questions on {address} (UDP)"))?;
-            // Asked for any port, the same for both.
-            let address = udp.local_addr().context("find the DNS server's address")?;
-            let tcp = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listen for DNS questions on {address} (TCP)"))?;
-            addresses.push(address);
+            let (udp, tcp) = bind(address).await?;
+            addresses.push(udp.local_addr().context("find the DNS server's address")?);
             tasks.spawn(serve_udp(Arc::new(udp), shared.clone()));
             tasks.spawn(serve_tcp(tcp, shared.clone()));
         }
@@ -76,6 +72,23 @@ impl Server {
     /// Where it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+}
+
+/// Sockets of both kinds at one address. Asked for any port (0), the same one for both.
+async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener)> {
+    let mut tries = if address.port() == 0 { ANY_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let udp =
+            UdpSocket::bind(address).await.with_context(|| format!("listen for DNS questions on {address} (UDP)"))?;
+        let chosen = udp.local_addr().context("find the DNS server's address")?;
+        match TcpListener::bind(chosen).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            // What is free for UDP may be in use for TCP.
+            Err(error) if tries > 0 && error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).with_context(|| format!("listen for DNS questions on {chosen} (TCP)")),
+        }
     }
 }
 
