@@ -22,12 +22,21 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct At {
     pub block: u32,
-    pub offset: u32,
+    pub offset: u16,
+    /// The index's own, in its leaves; elsewhere 0. It fits in what would be lost between one place and the next.
+    pub list: u16,
+}
+
+impl At {
+    fn new(block: u32, offset: usize) -> Self {
+        At { block, offset: offset as u16, list: 0 }
+    }
 }
 
 /// Bytes of a block: large beside most records, so that little is wasted at its end, and small enough to be cleaned at once. A
 /// simulation has small ones, so that they are full, settled and cleaned all the time.
 const BLOCK_BYTES: usize = if cfg!(feature = "simulation") { 512 } else { 64 << 10 };
+const _: () = assert!(BLOCK_BYTES <= 1 << 16, "an offset takes two bytes");
 /// A record that takes more than this part of a block has one of its own.
 const LARGE_PART: usize = 4;
 
@@ -156,7 +165,7 @@ impl Blocks {
             record.encode(bytes);
             *live += bytes.len() - offset;
         }
-        At { block, offset: offset as u32 }
+        At::new(block, offset)
     }
 
     /// Nothing more is appended to a block: readers may share it.
@@ -222,7 +231,7 @@ impl Blocks {
     pub fn oldest(&self) -> Option<(At, Record<'_>)> {
         let block = *self.history.front()?;
         let data = self.blocks.get(block)?.memory.bytes().get(self.passed..).filter(|rest| !rest.is_empty())?;
-        Some((At { block, offset: self.passed as u32 }, Record::decode(data).0))
+        Some((At::new(block, self.passed), Record::decode(data).0))
     }
 
     /// Takes the oldest change out of the history. The version itself stays while it is referred to.
@@ -302,7 +311,7 @@ impl<'a> Iterator for Records<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.bytes.get(self.offset..).filter(|rest| !rest.is_empty())?;
         let (record, length) = Record::decode(rest);
-        let at = At { block: self.block, offset: self.offset as u32 };
+        let at = At::new(self.block, self.offset);
         self.offset += length;
         Some((at, record))
     }

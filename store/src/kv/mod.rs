@@ -60,10 +60,14 @@ impl Kv {
         let mut kv = Kv { revision, compacted, ..Default::default() };
         leases.for_each(|lease| kv.leases.restore(lease));
         let pairs: Vec<KeyValue> = pairs.collect();
+        // A sweep finds what to drop by the changes before the compaction, which are not known any more.
+        let unreadable = |of_key: &[KeyValue]| sweep::unreadable(of_key.iter().map(Record::of), compacted);
+        let pairs = pairs.chunk_by(|a, b| a.key == b.key).flat_map(|of_key| &of_key[unreadable(of_key)..]);
+        let pairs: Vec<&KeyValue> = pairs.collect();
         let places = kv.place(&pairs);
         let mut done = 0;
         for of_key in pairs.chunk_by(|a, b| a.key == b.key) {
-            let Some(newest) = of_key.last().map(Record::of) else { continue };
+            let Some(newest) = of_key.last().map(|pair| Record::of(pair)) else { continue };
             kv.size += of_key.iter().map(|pair| Record::of(pair).size()).sum::<usize>();
             if !newest.is_tombstone() {
                 kv.leases.attach(newest.lease, newest.key);
@@ -76,7 +80,7 @@ impl Kv {
     }
 
     /// Takes versions into memory: what a watch can still ask for in order of revision, the rest as it comes.
-    fn place(&mut self, pairs: &[KeyValue]) -> Vec<At> {
+    fn place(&mut self, pairs: &[&KeyValue]) -> Vec<At> {
         let mut places: Vec<_> = pairs.iter().map(|_| At::default()).collect();
         let mut changes = Vec::new();
         for (pair, place) in pairs.iter().zip(&mut places) {
@@ -127,26 +131,17 @@ impl Kv {
     }
 
     fn put(&mut self, put: &Put, revision: Revision, events: &mut Vec<Arc<Event>>) -> Option<Arc<KeyValue>> {
-        let prev = self.latest(&put.key).map(|(at, record)| self.pair(at, record));
-        let record = Record {
-            key: &put.key,
-            value: match &prev {
-                Some(p) if put.ignore_value => &p.value[..],
-                _ => &put.value[..],
-            },
-            create_revision: prev.as_ref().map_or(revision, |p| p.create_revision),
-            mod_revision: revision,
-            version: prev.as_ref().map_or(1, |p| p.version + 1),
-            lease: match &prev {
-                Some(p) if put.ignore_lease => p.lease,
-                _ => put.lease,
-            },
-        };
+        let (mut prev, mut at) = (None, At::default());
+        self.index.push(&mut self.blocks, &put.key, |blocks, versions| {
+            let newest = versions.last().map(|at| (*at, blocks.get(*at))).filter(|(_, record)| !record.is_tombstone());
+            prev = newest.map(|(at, record)| Arc::new(blocks.pair(at, record)));
+            at = blocks.push(&version(put, prev.as_deref(), revision));
+            at
+        });
+        let record = self.blocks.get(at);
         self.size += record.size();
         self.live += record.size();
         self.live -= prev.as_ref().map_or(0, |p| Record::of(p).size());
-        let at = self.blocks.push(&record);
-        self.index.push(&self.blocks, record.key, at);
         let before = prev.as_ref().map_or(0, |p| p.lease);
         if before != record.lease {
             self.leases.detach(before, record.key);
@@ -165,9 +160,10 @@ impl Kv {
             self.size += kv.key.len();
             self.live -= kv.key.len() + kv.value.len();
             self.leases.detach(kv.lease, &kv.key);
-            let at = self.blocks.push(&tombstone);
-            if !bug!("delete_without_tombstone") {
-                self.index.push(&self.blocks, &kv.key, at);
+            if bug!("delete_without_tombstone") {
+                self.blocks.push(&tombstone);
+            } else {
+                self.index.push(&mut self.blocks, &kv.key, |blocks, _| blocks.push(&tombstone));
             }
             let tombstone = Arc::new(tombstone.to_pair());
             events.push(Arc::new(Event { kind: EventKind::Delete, kv: tombstone, prev: Some(kv.clone()) }));
@@ -180,5 +176,17 @@ impl Kv {
         if !events.is_empty() {
             self.revision += 1;
         }
+    }
+}
+
+/// What a put makes of a key that had the value `prev`, or none.
+fn version<'a>(put: &'a Put, prev: Option<&'a KeyValue>, revision: Revision) -> Record<'a> {
+    Record {
+        key: &put.key,
+        value: prev.filter(|_| put.ignore_value).map_or(&put.value[..], |p| &p.value[..]),
+        create_revision: prev.map_or(revision, |p| p.create_revision),
+        mod_revision: revision,
+        version: prev.map_or(1, |p| p.version + 1),
+        lease: prev.filter(|_| put.ignore_lease).map_or(put.lease, |p| p.lease),
     }
 }

@@ -4,6 +4,7 @@
 //! revisions at a time, between batches. How far a replica has swept is its own affair and never shows in an answer.
 
 use super::Kv;
+use super::record::Record;
 use crate::error::Error;
 use crate::types::*;
 use bytes::Bytes;
@@ -54,15 +55,10 @@ impl Kv {
     }
 
     fn sweep_key(&mut self, key: &[u8]) {
-        let versions = self.index.get(&self.blocks, key);
-        // The newest version at or before the compaction stays, unless it is a deletion.
-        let keep_from = match versions.iter().rposition(|at| self.blocks.get(*at).mod_revision <= self.compacted) {
-            Some(i) if self.blocks.get(versions[i]).is_tombstone() => i + 1,
-            Some(i) => i + bug!("compaction_drops_live_version") as usize,
-            None => 0,
-        };
-        let gone = versions[..keep_from].to_vec();
-        self.index.drop_oldest(&self.blocks, key, gone.len());
+        let blocks = &self.blocks;
+        let gone = self
+            .index
+            .drop_oldest(blocks, key, |versions| unreadable(versions.iter().map(|at| blocks.get(*at)), self.compacted));
         for at in gone {
             self.size -= self.blocks.get(at).size();
             self.blocks.release(at);
@@ -72,15 +68,10 @@ impl Kv {
     /// Moves what is left in one block of which little is left, and frees it.
     fn clean(&mut self) {
         for at in self.blocks.to_clean() {
-            if self.index.get(&self.blocks, self.blocks.key(at)).contains(&at) {
-                if bug!("cleaning_loses_a_version") {
-                    let key = self.blocks.key(at).to_vec();
-                    self.index.drop_oldest(&self.blocks, &key, usize::MAX);
-                    continue;
-                }
-                let to = self.blocks.relocate(at);
-                self.index.moved(&self.blocks, at, to);
+            if bug!("cleaning_loses_a_version") && self.index.get(&self.blocks, self.blocks.key(at)).contains(&at) {
+                self.index.drop_oldest(&self.blocks, self.blocks.key(at), <[_]>::len);
             }
+            self.index.relocate(&mut self.blocks, at, |blocks| blocks.relocate(at));
         }
         self.blocks.cleaned();
     }
@@ -107,6 +98,18 @@ impl Kv {
             last = versions.last();
         }
         (pairs, last.map(|at| Bytes::copy_from_slice(self.blocks.key(*at))))
+    }
+}
+
+/// How many of a key's versions, oldest first, nothing reads any more: the newest at or before the compaction stays, unless it is a deletion.
+pub(super) fn unreadable<'a, I>(versions: I, compacted: Revision) -> usize
+where
+    I: DoubleEndedIterator<Item = Record<'a>> + ExactSizeIterator,
+{
+    match versions.enumerate().rev().find(|(_, record)| record.mod_revision <= compacted) {
+        Some((i, record)) if record.is_tombstone() => i + 1,
+        Some((i, _)) => i + bug!("compaction_drops_live_version") as usize,
+        None => 0,
     }
 }
 

@@ -83,10 +83,10 @@ fn a_restored_store_is_the_same_store() {
     let back = Kv::restore(kv.revision(), kv.compacted(), kv.leases(), pairs.iter().map(|p| (**p).clone()));
     assert_eq!(hash(&back), hash(&kv));
     assert_eq!(back.changes_from(21).unwrap().count(), kv.changes_from(21).unwrap().count());
-    assert_eq!(back.size(), kv.size());
     let before = hash(&kv);
     while kv.sweep(3) {}
     assert_eq!(hash(&kv), before, "how far a replica has swept does not show");
+    assert_eq!(back.size(), kv.size(), "what was not swept yet is not taken along");
 }
 
 #[test]
@@ -276,8 +276,9 @@ fn memory_is_moved_and_given_back_and_nothing_shows() {
             let (pairs, _) = kv.chunk_after(None, usize::MAX, kv.revision());
             let pairs = pairs.iter().map(|pair| (**pair).clone());
             let back = Kv::restore(kv.revision(), kv.compacted(), kv.leases(), pairs);
-            assert_eq!((back.size(), back.history_size()), (kv.size(), kv.history_size()));
             plain.check(&back);
+            while kv.sweep(100) {}
+            assert_eq!((back.size(), back.history_size()), (kv.size(), kv.history_size()));
         }
     }
     put(&mut kv, "last", "v");
