@@ -15,6 +15,8 @@ const FILLERS: usize = 256;
 const STREAM: usize = 1;
 /// How long a snapshot, and starting again, may take.
 const WAIT_MAX: Duration = Duration::from_secs(120);
+/// How long after the first answer memory is looked at.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 pub fn run(make: &Make, dir: &Path, keys: usize, value_bytes: usize) -> anyhow::Result<()> {
     let member = members(make, 1, dir)?.pop().context("no member")?;
@@ -53,6 +55,8 @@ pub fn run(make: &Make, dir: &Path, keys: usize, value_bytes: usize) -> anyhow::
         std::thread::sleep(Duration::from_millis(5));
     }
     println!("{name:8} killed and started again: a linearizable get after {:.2} s", begin.elapsed().as_secs_f64());
+    // What reading the data took is given back behind the first answer.
+    std::thread::sleep(SETTLED_AFTER);
     let (resident, anonymous) = server.memory();
     println!(
         "{name:8} resident memory then: {} MiB, of which {} MiB are no pages of files",
