@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex};
 /// the disk's work.
 const SNAPSHOT_BYTES_MIN: usize = 64 << 20;
 
+/// How long nothing is done after a snapshot that could not be taken, for want of room most of the time.
+const SNAPSHOT_AGAIN_MS: u64 = 1000;
+
 pub enum ToApply {
     Committed(Vec<Committed>),
     /// A snapshot file takes the machine's place.
@@ -36,6 +39,8 @@ pub struct Applier {
     later: Sender<ToApply>,
     busy: Arc<AtomicUsize>,
     snapshotting: Arc<AtomicBool>,
+    /// When (by the clock) and why the last snapshot could not be taken.
+    failed: Arc<Mutex<Option<(u64, String)>>>,
     sweeping: bool,
     entries_since: u64,
     bytes_since: usize,
@@ -59,6 +64,7 @@ impl Applier {
             later,
             busy: Arc::default(),
             snapshotting: Arc::default(),
+            failed: Arc::default(),
             sweeping: false,
             entries_since: 0,
             bytes_since: 0,
@@ -165,14 +171,17 @@ impl Applier {
     }
 
     fn take_snapshot(&mut self) {
-        if self.snapshotting.swap(true, Ordering::AcqRel) {
+        let now = self.shared.clock.now_ms();
+        let failed_now = lock(&self.failed).as_ref().is_some_and(|(at, _)| now.abs_diff(*at) < SNAPSHOT_AGAIN_MS);
+        if failed_now || self.snapshotting.swap(true, Ordering::AcqRel) {
             return;
         }
         (self.entries_since, self.bytes_since) = (0, 0);
         let (shared, done, later, busy) =
             (self.shared.clone(), self.snapshotting.clone(), self.later.clone(), self.busy.clone());
+        let failed = self.failed.clone();
         let thread = background::run("store-snapshot", move || {
-            take_snapshot(&shared);
+            take_snapshot(&shared, &mut lock(&failed));
             done.store(false, Ordering::Release);
             // Compaction had to wait for it.
             busy.fetch_add(1, Ordering::AcqRel);
@@ -218,12 +227,21 @@ fn tidy(shared: &Shared, index: u64) -> std::io::Result<()> {
     snapshot::tidy(&*shared.disk, &shared.sending)
 }
 
-fn take_snapshot(shared: &Shared) {
+fn take_snapshot(shared: &Shared, failed: &mut Option<(u64, String)>) {
     let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id, shared.sizes.snapshot_keys)
         .and_then(|header| tidy(shared, header.index).map(|()| header));
     match result {
-        Ok(header) => shared.input(Input::SnapshotTaken(snapshot::metadata(&header))),
+        Ok(header) => {
+            *failed = None;
+            shared.input(Input::SnapshotTaken(snapshot::metadata(&header)));
+        }
         // Not fatal: the log goes on growing, and the next attempt may have room.
-        Err(e) => tracing::warn!("taking a snapshot of the store failed: {e}; it is tried again later"),
+        Err(e) => {
+            let why = e.to_string();
+            if failed.as_ref().is_none_or(|(_, before)| *before != why) {
+                tracing::warn!("taking a snapshot of the store failed: {why}; it is tried again until it can be taken");
+            }
+            *failed = Some((shared.clock.now_ms(), why));
+        }
     }
 }

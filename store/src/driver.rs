@@ -29,7 +29,7 @@ use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::types::*;
 use crate::writer::{DiskWriter, ToDisk, disk_thread, write_failed};
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -386,6 +386,13 @@ impl RaftThread {
     }
 
     fn take(&mut self, input: Input) {
+        if let Input::Message(message) = &input
+            && message.get_msg_type() == MessageType::MsgTimeoutNow
+            && self.shared.disk_full.load(Ordering::Acquire)
+        {
+            // Who leads needs room for every put. The leader that wanted to hand over goes on, or asks another.
+            return;
+        }
         if let Input::Persisted(number) = &input {
             let done: Vec<_> = self.installing.extract_if(.., |(n, _)| *n <= *number).collect();
             for (_, file) in done {

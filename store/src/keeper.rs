@@ -1,21 +1,29 @@
 //! What the leader does so that the store stays healthy by itself: ends leases whose time is up, drops old history, watches the
-//! quota.
+//! quota, and leaves its office to another when its disk is full.
 
 use crate::command::Kind;
 use crate::config::Limits;
 use crate::driver::lock;
 use crate::error::Error;
+use crate::replica::Progress;
 use crate::store::Store;
 use crate::types::*;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const COMPACT_EVERY: Duration = Duration::from_secs(5);
 /// Leases whose end is proposed at once.
 const ENDS_AT_ONCE: usize = 256;
 /// How long an end that failed waits for another attempt.
 const ENDS_AGAIN: Duration = Duration::from_millis(200);
+/// How often a leader looks whether its disk is full.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+/// How long a leader with a full disk waits before it asks the others again to take over, when none could; twice as long each time.
+const HEIRS_AGAIN: Duration = Duration::from_secs(30);
+const HEIRS_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// Entries that a voter may lack to be asked: it must get them before it can lead.
+const HEIR_BEHIND_MAX: u64 = 1000;
 /// An alarm about space ends by itself when this much of the quota, in percent, is used.
 const QUOTA_EASED_PERCENT: usize = 90;
 
@@ -116,6 +124,46 @@ pub async fn keep_small(store: Store) {
     }
 }
 
+/// Lets another voter lead while this member's disk is full: a group can do without one member's disk, but its leader refuses puts then.
+/// A voter without room does not take over.
+pub async fn leave_office_when_full(store: Store) {
+    let mut stopped = store.stopped();
+    let (mut asked, mut wait) = (BTreeSet::new(), HEIRS_AGAIN);
+    let mut asked_all: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(ROOM_EVERY) => {}
+        }
+        let full = store.shared().disk_full.load(Ordering::Acquire);
+        if !full || !store.leadership().borrow().is_leader() {
+            (asked, wait, asked_all) = (BTreeSet::new(), HEIRS_AGAIN, None);
+            continue;
+        }
+        if asked_all.is_some_and(|at| at.elapsed() >= wait) {
+            (asked, wait, asked_all) = (BTreeSet::new(), HEIRS_AGAIN_MAX.min(wait * 2), None);
+        }
+        let committed = store.shared().committed_index.load(Ordering::Acquire);
+        let Some(heir) = heir(&store.progress().await, store.id(), committed, &asked) else {
+            asked_all = asked_all.or_else(|| Some(Instant::now()));
+            continue;
+        };
+        asked.insert(heir);
+        match store.move_leader(heir).await {
+            Ok(()) => tracing::info!("member {heir:x} leads now, because this one's disk is full"),
+            Err(error) => {
+                tracing::info!("this member's disk is full, but {heir:x} does not lead in its place: {error}")
+            }
+        }
+    }
+}
+
+/// Of the voters that were not asked yet and have nearly all that is agreed on, the one with most of the log.
+fn heir(group: &[Progress], own: MemberId, committed: u64, asked: &BTreeSet<MemberId>) -> Option<MemberId> {
+    let can = |m: &&Progress| m.votes && m.id != own && m.matched + HEIR_BEHIND_MAX >= committed;
+    group.iter().filter(can).filter(|m| !asked.contains(&m.id)).max_by_key(|m| m.matched).map(|m| m.id)
+}
+
 /// What the revision was when.
 #[derive(Default)]
 struct History {
@@ -205,6 +253,19 @@ mod tests {
         check(150, 0, 1001, None, Some(140));
         check(150, 0, 0, Some(70), Some(70));
         check(150, 70, 0, Some(70), None);
+    }
+
+    #[test]
+    fn the_office_goes_to_who_can_hold_it() {
+        let member = |id, matched, votes| Progress { id, matched, votes };
+        let group = [member(1, 5000, true), member(2, 4900, true), member(3, 5000, true), member(4, 5000, false)];
+        let check = |committed, asked: &[MemberId], expect| {
+            assert_eq!(heir(&group, 1, committed, &asked.iter().copied().collect()), expect, "{committed} {asked:?}");
+        };
+        check(5000, &[], Some(3));
+        check(5000, &[3], Some(2));
+        check(5000, &[3, 2], None);
+        check(5950, &[3], None);
     }
 
     #[test]

@@ -94,6 +94,10 @@ pub fn write(
         Err(e) => Err(e),
     };
     machine.write().unwrap_or_else(|e| e.into_inner()).kv.unpin();
+    if written.is_err() {
+        // Where there is no room, a part of a snapshot must not take what others make.
+        let _ = disk.remove(UNFINISHED);
+    }
     written?;
     Ok(header)
 }

@@ -183,6 +183,7 @@ impl Store {
         tokio::spawn(membership::leave_when_removed(store.clone()));
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
+        tokio::spawn(keeper::leave_office_when_full(store.clone()));
         tokio::spawn(membership::announce(store.clone(), data.member));
         Ok(store)
     }

@@ -1,15 +1,18 @@
 //! Disks that are full: a follower's, the leader's, everybody's. A member may refuse writes or stop, and says why; no
 //! acknowledged write is lost, and it serves again once there is space.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_until};
 use crate::members;
 use crate::round;
 use crate::workload::{Clients, write_much};
 use anyhow::Context as _;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// More than the log has room for beforehand: the segment that is written and the one that is ready.
 const MEGABYTES: u64 = 40;
+/// How long those who have room may take to go on.
+const WITHIN: Duration = Duration::from_secs(20);
 
 pub fn full_disks() -> anyhow::Result<()> {
     let mut stopped = Vec::new();
@@ -34,11 +37,12 @@ fn fill(cluster: &mut Cluster, clients: &Clients, names: &[String]) -> anyhow::R
         cluster.disk(name)?.fill()?;
     }
     write_much(cluster, MEGABYTES)?;
-    // Those who can go on do.
-    let before = clients.shared.acknowledged.load(std::sync::atomic::Ordering::Relaxed);
     if names.len() == 1 {
-        let goes_on = || Ok(clients.shared.acknowledged.load(std::sync::atomic::Ordering::Relaxed) > before + 50);
-        crate::cluster::wait_until("writes go on beside a full disk", Duration::from_secs(20), goes_on)?;
+        let led_from_elsewhere = || Ok(members::leader(cluster).is_some_and(|leader| !names.contains(&leader)));
+        wait_until("a member with room leads", WITHIN, led_from_elsewhere)?;
+        let before = clients.shared.acknowledged.load(Ordering::Relaxed);
+        let goes_on = || Ok(clients.shared.acknowledged.load(Ordering::Relaxed) > before + 50);
+        wait_until("writes go on beside a full disk", WITHIN, goes_on)?;
     }
     cluster.check_ends()?;
     let mut stopped = 0;
