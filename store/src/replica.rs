@@ -306,7 +306,9 @@ impl Replica {
             Input::Applied(index) if index <= self.node.raft.raft_log.applied => {}
             Input::Applied(index) => {
                 self.node.advance_apply_to(index);
-                self.node.mut_store().trim(index, self.sizes.log_bytes);
+                let others = self.node.raft.prs().iter().len() > 1;
+                let kept_bytes = if others { self.sizes.log_bytes } else { self.sizes.log_bytes_alone };
+                self.node.mut_store().trim(index, kept_bytes);
             }
             Input::Unreachable(id) => self.node.report_unreachable(id),
             Input::Closed(id) => {

@@ -12,8 +12,10 @@ pub struct Sizes {
     pub snapshot_entries: u64,
     /// Entries that stay in memory behind a snapshot, for followers that are a little behind.
     pub catch_up_entries: u64,
-    /// Bytes of applied entries that stay in memory before a snapshot takes their place.
+    /// Bytes of applied entries that stay in memory before a snapshot takes their place, for members that are a little behind; and where there is
+    /// no other member.
     pub log_bytes: usize,
+    pub log_bytes_alone: usize,
     /// Keys in one record of a snapshot, and bytes of one that are sent to another member at a time.
     pub snapshot_keys: usize,
     pub snapshot_chunk_bytes: usize,
@@ -37,6 +39,7 @@ impl Default for Sizes {
             snapshot_entries: 500_000,
             catch_up_entries: 2000,
             log_bytes: 16 << 20,
+            log_bytes_alone: 256 << 10,
             snapshot_keys: 1000,
             snapshot_chunk_bytes: 256 << 10,
             sweep_revisions: 512,

@@ -157,6 +157,7 @@ impl World {
             snapshot_entries: rng.between(15, 120),
             catch_up_entries: rng.between(0, 40),
             log_bytes: rng.between(2_000, 40_000) as usize,
+            log_bytes_alone: 1000,
             snapshot_keys: rng.between(1, 6) as usize,
             snapshot_chunk_bytes: rng.between(20, 1500) as usize,
             sweep_revisions: 3,
