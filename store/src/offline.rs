@@ -155,7 +155,7 @@ fn forget_past(machine: Machine, bump: u64) -> Machine {
     let all = KeyRange::prefix("");
     let request = RangeRequest { range: all, ..Default::default() };
     let live = machine.kv.range(&request).map(|found| found.kvs).unwrap_or_default();
-    Machine::restore(header, live.iter().map(|kv| (**kv).clone()).collect())
+    Machine::restore(header, live)
 }
 
 fn begin(dir: &Path, machine: Machine, cluster_id: u64, id: MemberId) -> anyhow::Result<()> {

@@ -132,7 +132,7 @@ pub struct RangeResponse {
     /// The store's revision when the read was answered (not the revision asked for).
     pub revision: Revision,
     /// In order of key.
-    pub kvs: Vec<Arc<KeyValue>>,
+    pub kvs: Vec<KeyValue>,
     /// Whether `limit` left pairs out.
     pub more: bool,
     /// All the keys in the range, whatever the limit.

@@ -6,12 +6,16 @@ use skiff_proto::etcd::mvccpb;
 use skiff_store::*;
 
 pub fn pair(kv: &KeyValue) -> mvccpb::KeyValue {
+    own_pair(kv.clone())
+}
+
+fn own_pair(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {
-        key: kv.key.clone(),
+        key: kv.key,
         create_revision: kv.create_revision as i64,
         mod_revision: kv.mod_revision as i64,
         version: kv.version as i64,
-        value: kv.value.clone(),
+        value: kv.value,
         lease: kv.lease,
     }
 }
@@ -111,24 +115,24 @@ fn compare(c: pb::Compare) -> Compare {
 }
 
 impl Api {
-    pub(crate) fn range_response(&self, r: &RangeResponse) -> pb::RangeResponse {
+    pub(crate) fn range_response(&self, r: RangeResponse) -> pb::RangeResponse {
         pb::RangeResponse {
             header: self.header_at(r.revision),
-            kvs: r.kvs.iter().map(|kv| pair(kv)).collect(),
+            kvs: r.kvs.into_iter().map(own_pair).collect(),
             more: r.more,
             count: r.count as i64,
         }
     }
 
-    pub(crate) fn txn_response(&self, t: &TxnResponse) -> pb::TxnResponse {
+    pub(crate) fn txn_response(&self, t: TxnResponse) -> pb::TxnResponse {
         pb::TxnResponse {
             header: self.header_at(t.revision),
             succeeded: t.succeeded,
-            responses: t.responses.iter().map(|r| self.op_response(r, t.revision)).collect(),
+            responses: t.responses.into_iter().map(|r| self.op_response(r, t.revision)).collect(),
         }
     }
 
-    fn op_response(&self, response: &OpResponse, revision: Revision) -> pb::ResponseOp {
+    fn op_response(&self, response: OpResponse, revision: Revision) -> pb::ResponseOp {
         use pb::response_op::Response;
         // Within a transaction only the revision is told in the headers.
         let header = Some(pb::ResponseHeader { revision: revision as i64, ..Default::default() });
@@ -138,7 +142,7 @@ impl Api {
             }
             OpResponse::Delete { deleted, prev } => Response::ResponseDeleteRange(pb::DeleteRangeResponse {
                 header,
-                deleted: *deleted as i64,
+                deleted: deleted as i64,
                 prev_kvs: prev.iter().map(|kv| pair(kv)).collect(),
             }),
             OpResponse::Range(r) => Response::ResponseRange(pb::RangeResponse { header, ..self.range_response(r) }),

@@ -5,7 +5,6 @@ use crate::queue::{Waiting, prefix};
 use crate::{convert, error};
 use skiff_proto::etcd::v3electionpb as pb;
 use skiff_store::{KeyRange, KeyValue, WatchRequest};
-use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -25,7 +24,7 @@ impl Api {
 
     /// Tells everyone who holds the office, whenever that or what they say changes.
     async fn observe_leaders(&self, name: &[u8], answers: &mpsc::Sender<Result<pb::LeaderResponse, Status>>) {
-        let mut told: Option<Arc<KeyValue>> = None;
+        let mut told: Option<KeyValue> = None;
         loop {
             let (first, revision) = match self.first(name).await {
                 Ok(found) => found,

@@ -21,7 +21,7 @@ impl Api {
         let request = request.into_inner();
         check::range(&request)?;
         let found = self.store.range(convert::range(request)).await.map_err(error::status)?;
-        Ok(Response::new(self.range_response(&found)))
+        Ok(Response::new(self.range_response(found)))
     }
 
     pub(crate) async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -56,7 +56,7 @@ impl Api {
         check::txn(&request, self.settings.txn_ops_max)?;
         self.check_size(&request)?;
         let done = self.store.txn(convert::txn(request)).await.map_err(error::status)?;
-        Ok(Response::new(self.txn_response(&done)))
+        Ok(Response::new(self.txn_response(done)))
     }
 
     pub(crate) async fn compact(

@@ -7,7 +7,6 @@ use crate::api::Api;
 use crate::error;
 use bytes::Bytes;
 use skiff_store::*;
-use std::sync::Arc;
 use tonic::Status;
 
 /// Seconds that a lock without a lease of its caller's lives.
@@ -119,7 +118,7 @@ impl Api {
     }
 
     /// The oldest place under a name.
-    pub(crate) async fn first(&self, name: &[u8]) -> Result<(Option<Arc<KeyValue>>, Revision), Status> {
+    pub(crate) async fn first(&self, name: &[u8]) -> Result<(Option<KeyValue>, Revision), Status> {
         let request = RangeRequest {
             range: KeyRange::prefix(prefix(name)),
             limit: 1,

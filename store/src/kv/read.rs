@@ -6,7 +6,6 @@ use super::record::Record;
 use crate::error::Error;
 use crate::types::*;
 use bytes::Bytes;
-use std::sync::Arc;
 
 impl Kv {
     /// The versions of each key within a range, in order of key.
@@ -67,7 +66,7 @@ impl Kv {
                 response.more = true;
                 continue;
             }
-            response.kvs.push(self.pair(at, record));
+            response.kvs.push(self.blocks.pair(at, record));
         }
         if !natural {
             sort(&mut response.kvs, request.sort, request.descending);
@@ -78,7 +77,7 @@ impl Kv {
         }
         if request.keys_only {
             for kv in &mut response.kvs {
-                *kv = Arc::new(KeyValue { value: Bytes::new(), ..(**kv).clone() });
+                kv.value = Bytes::new();
             }
         }
         response
@@ -111,7 +110,7 @@ impl<'a, I: Iterator<Item = &'a [At]>> Iterator for Walk<'a, I> {
     }
 }
 
-fn sort(kvs: &mut [Arc<KeyValue>], target: SortTarget, descending: bool) {
+fn sort(kvs: &mut [KeyValue], target: SortTarget, descending: bool) {
     match target {
         SortTarget::Key => kvs.sort_by(|a, b| a.key.cmp(&b.key)),
         SortTarget::Version => kvs.sort_by_key(|kv| kv.version),

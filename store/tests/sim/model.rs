@@ -133,7 +133,7 @@ fn digest(revision: Revision, keys: &Keys, leases: &BTreeMap<LeaseId, i64>) -> u
     hasher.finish()
 }
 
-pub fn pairs(kvs: &[Arc<KeyValue>]) -> Keys {
+pub fn pairs(kvs: &[KeyValue]) -> Keys {
     let pair = |kv: &KeyValue| Pair {
         value: kv.value.to_vec(),
         create: kv.create_revision,

@@ -7,7 +7,6 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use skiff_store::{KeyValue, Revision};
-use std::sync::Arc;
 
 const METADATA: &[u8] = b"\"metadata\":{";
 
@@ -20,12 +19,12 @@ pub struct Stored {
 }
 
 impl Stored {
-    pub fn of(kv: &Arc<KeyValue>) -> Self {
+    pub fn of(kv: &KeyValue) -> Self {
         Stored { bytes: kv.value.clone(), revision: kv.mod_revision }
     }
 
     /// What was stored at `kv`, as an event of `revision` shows it.
-    pub fn at(kv: &Arc<KeyValue>, revision: Revision) -> Self {
+    pub fn at(kv: &KeyValue, revision: Revision) -> Self {
         Stored { bytes: kv.value.clone(), revision }
     }
 

@@ -10,7 +10,6 @@ use serde_json::json;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 use skiff_store::{Error as StoreError, KeyRange, KeyValue, RangeRequest, RangeResponse, Revision};
-use std::sync::Arc;
 
 /// Pairs read at once where a selector may leave many out.
 const CHUNK: usize = 500;
@@ -235,7 +234,7 @@ fn page_end(
 }
 
 /// The first key after this one.
-fn after(kv: &Arc<KeyValue>) -> Vec<u8> {
+fn after(kv: &KeyValue) -> Vec<u8> {
     let mut key = kv.key.to_vec();
     key.push(0);
     key
