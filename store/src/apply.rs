@@ -133,7 +133,9 @@ impl Applier {
         if unswept {
             self.sweep_later();
         }
-        if self.entries_since >= shared.sizes.snapshot_entries || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size / 2) {
+        let due =
+            self.entries_since >= shared.sizes.snapshot_entries || self.bytes_since >= SNAPSHOT_BYTES_MIN.max(size / 2);
+        if due || lock(&self.failed).is_some() {
             self.take_snapshot();
         }
         Ok(last)
@@ -181,7 +183,8 @@ impl Applier {
             (self.shared.clone(), self.snapshotting.clone(), self.later.clone(), self.busy.clone());
         let failed = self.failed.clone();
         let thread = background::run("store-snapshot", move || {
-            take_snapshot(&shared, &mut lock(&failed));
+            let result = take_snapshot(&shared);
+            note_failure(&mut lock(&failed), result.err().map(|why| (shared.clock.now_ms(), why)));
             done.store(false, Ordering::Release);
             // Compaction had to wait for it.
             busy.fetch_add(1, Ordering::AcqRel);
@@ -227,21 +230,21 @@ fn tidy(shared: &Shared, index: u64) -> std::io::Result<()> {
     snapshot::tidy(&*shared.disk, &shared.sending)
 }
 
-fn take_snapshot(shared: &Shared, failed: &mut Option<(u64, String)>) {
-    let result = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id, shared.sizes.snapshot_keys)
-        .and_then(|header| tidy(shared, header.index).map(|()| header));
-    match result {
-        Ok(header) => {
-            *failed = None;
-            shared.input(Input::SnapshotTaken(snapshot::metadata(&header)));
-        }
-        // Not fatal: the log goes on growing, and the next attempt may have room.
-        Err(e) => {
-            let why = e.to_string();
-            if failed.as_ref().is_none_or(|(_, before)| *before != why) {
-                tracing::warn!("taking a snapshot of the store failed: {why}; it is tried again until it can be taken");
-            }
-            *failed = Some((shared.clock.now_ms(), why));
-        }
+fn take_snapshot(shared: &Shared) -> Result<(), String> {
+    let header = snapshot::write(&*shared.disk, &shared.machine, shared.cluster_id, shared.sizes.snapshot_keys)
+        .and_then(|header| tidy(shared, header.index).map(|()| header))
+        .map_err(|e| e.to_string())?;
+    shared.input(Input::SnapshotTaken(snapshot::metadata(&header)));
+    Ok(())
+}
+
+/// Remembers whether the last snapshot could be taken, and says so when it could not for a new reason. That is not fatal: the log goes on
+/// growing, and the next attempt may have room.
+fn note_failure(before: &mut Option<(u64, String)>, now: Option<(u64, String)>) {
+    if let Some((_, why)) = &now
+        && before.as_ref().is_none_or(|(_, before)| before != why)
+    {
+        tracing::warn!("taking a snapshot of the store failed: {why}; it is tried again until it can be taken");
     }
+    *before = now;
 }
