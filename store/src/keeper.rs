@@ -5,12 +5,12 @@ use crate::command::Kind;
 use crate::config::Limits;
 use crate::driver::lock;
 use crate::error::Error;
-use crate::replica::Progress;
+use crate::replica::{Progress, foremost};
 use crate::store::Store;
 use crate::types::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const COMPACT_EVERY: Duration = Duration::from_secs(5);
 /// Leases whose end is proposed at once.
@@ -128,8 +128,7 @@ pub async fn keep_small(store: Store) {
 /// A voter without room does not take over.
 pub async fn leave_office_when_full(store: Store) {
     let mut stopped = store.stopped();
-    let (mut asked, mut wait) = (BTreeSet::new(), HEIRS_AGAIN);
-    let mut asked_all: Option<Instant> = None;
+    let mut heirs = Heirs::default();
     loop {
         tokio::select! {
             _ = stopped.wait_for(|s| *s) => return,
@@ -137,18 +136,12 @@ pub async fn leave_office_when_full(store: Store) {
         }
         let full = store.shared().disk_full.load(Ordering::Acquire);
         if !full || !store.leadership().borrow().is_leader() {
-            (asked, wait, asked_all) = (BTreeSet::new(), HEIRS_AGAIN, None);
+            heirs = Heirs::default();
             continue;
-        }
-        if asked_all.is_some_and(|at| at.elapsed() >= wait) {
-            (asked, wait, asked_all) = (BTreeSet::new(), HEIRS_AGAIN_MAX.min(wait * 2), None);
         }
         let committed = store.shared().committed_index.load(Ordering::Acquire);
-        let Some(heir) = heir(&store.progress().await, store.id(), committed, &asked) else {
-            asked_all = asked_all.or_else(|| Some(Instant::now()));
-            continue;
-        };
-        asked.insert(heir);
+        let now_ms = store.shared().clock.now_ms();
+        let Some(heir) = heirs.next(&store.progress().await, store.id(), committed, now_ms) else { continue };
         match store.move_leader(heir).await {
             Ok(()) => tracing::info!("member {heir:x} leads now, because this one's disk is full"),
             Err(error) => {
@@ -158,10 +151,31 @@ pub async fn leave_office_when_full(store: Store) {
     }
 }
 
-/// Of the voters that were not asked yet and have nearly all that is agreed on, the one with most of the log.
-fn heir(group: &[Progress], own: MemberId, committed: u64, asked: &BTreeSet<MemberId>) -> Option<MemberId> {
-    let can = |m: &&Progress| m.votes && m.id != own && m.matched + HEIR_BEHIND_MAX >= committed;
-    group.iter().filter(can).filter(|m| !asked.contains(&m.id)).max_by_key(|m| m.matched).map(|m| m.id)
+/// Who was asked to lead in the place of a leader whose disk is full.
+#[derive(Default)]
+struct Heirs {
+    asked: BTreeSet<MemberId>,
+    /// Since when there is nobody left to ask.
+    idle_since_ms: Option<u64>,
+    /// How often all were asked again.
+    rounds: u32,
+}
+
+impl Heirs {
+    /// Whom to ask next: of the voters that were not asked yet and have nearly all that is agreed on, the one with most of the log.
+    fn next(&mut self, group: &[Progress], own: MemberId, committed: u64, now_ms: u64) -> Option<MemberId> {
+        let wait = HEIRS_AGAIN_MAX.min(HEIRS_AGAIN * 2u32.saturating_pow(self.rounds));
+        if self.idle_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= wait.as_millis() as u64) {
+            *self = Heirs { rounds: self.rounds.saturating_add(1).min(16), ..Default::default() };
+        }
+        let can = |m: &Progress| m.votes && m.id != own && m.matched + HEIR_BEHIND_MAX >= committed;
+        let heir = foremost(group, |m| can(m) && !self.asked.contains(&m.id));
+        match heir {
+            Some(heir) => drop(self.asked.insert(heir)),
+            None => self.idle_since_ms = self.idle_since_ms.or(Some(now_ms)),
+        }
+        heir
+    }
 }
 
 /// What the revision was when.
@@ -259,13 +273,22 @@ mod tests {
     fn the_office_goes_to_who_can_hold_it() {
         let member = |id, matched, votes| Progress { id, matched, votes };
         let group = [member(1, 5000, true), member(2, 4900, true), member(3, 5000, true), member(4, 5000, false)];
-        let check = |committed, asked: &[MemberId], expect| {
-            assert_eq!(heir(&group, 1, committed, &asked.iter().copied().collect()), expect, "{committed} {asked:?}");
+        let mut heirs = Heirs::default();
+        let mut check = |committed, now_s: u64, expect: Option<MemberId>| {
+            assert_eq!(heirs.next(&group, 1, committed, now_s * 1000), expect, "{committed} {now_s}");
         };
-        check(5000, &[], Some(3));
-        check(5000, &[3], Some(2));
-        check(5000, &[3, 2], None);
-        check(5950, &[3], None);
+        check(5000, 0, Some(3));
+        // The other lacks too much, until it has caught up.
+        check(5950, 1, None);
+        check(5000, 2, Some(2));
+        check(5000, 3, None);
+        // All over again, after longer and longer.
+        check(5000, 30, None);
+        check(5000, 31, Some(3));
+        check(5000, 32, Some(2));
+        check(5000, 33, None);
+        check(5000, 92, None);
+        check(5000, 93, Some(3));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::command::Kind;
 use crate::error::{Error, MemberCode};
 use crate::membership::{LOOK_EVERY, MemberChange, refuse};
-use crate::replica::{Input, change_of};
+use crate::replica::{Input, change_of, foremost};
 use crate::store::Store;
 use crate::types::*;
 use raft::eraftpb::ConfChangeType;
@@ -200,9 +200,8 @@ impl Store {
     /// Hands the leadership to the best of these.
     async fn hand_over(&self, heirs: &[MemberId]) -> Result<(), Error> {
         let progress = self.progress().await;
-        let heirs = progress.iter().filter(|m| heirs.contains(&m.id));
-        match heirs.max_by_key(|m| m.matched) {
-            Some(heir) => self.move_leader(heir.id).await,
+        match foremost(&progress, |m| heirs.contains(&m.id)) {
+            Some(heir) => self.move_leader(heir).await,
             None => Err(Error::NotLeader),
         }
     }

@@ -103,6 +103,11 @@ pub struct Progress {
     pub votes: bool,
 }
 
+/// Of the members that fit, the one with most of the log: who can lead soonest.
+pub fn foremost(group: &[Progress], fits: impl Fn(&Progress) -> bool) -> Option<MemberId> {
+    group.iter().filter(|m| fits(m)).max_by_key(|m| m.matched).map(|m| m.id)
+}
+
 /// What makes this member's state the newest there is, so that it may answer reads by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Authority {

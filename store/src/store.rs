@@ -19,7 +19,7 @@ use crate::membership;
 use crate::peer::PeerService;
 use crate::raftlog::RaftLog;
 use crate::reconfigure;
-use crate::replica::{Input, Progress, Replica, Timing};
+use crate::replica::{Input, Progress, Replica, Timing, foremost};
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::transport::{self, Transport};
@@ -219,9 +219,9 @@ impl Store {
     pub async fn stop(&self) {
         let progress = self.progress().await;
         let leads = self.leadership().borrow().is_leader();
-        let heir = progress.iter().filter(|m| m.votes && m.id != self.id()).max_by_key(|m| m.matched);
+        let heir = foremost(&progress, |m| m.votes && m.id != self.id());
         if let (true, Some(heir)) = (leads, heir) {
-            self.shared().input(Input::TransferTo(heir.id));
+            self.shared().input(Input::TransferTo(heir));
             let mut leadership = self.leadership();
             let _ = tokio::time::timeout(Duration::from_secs(2), leadership.wait_for(|l| !l.is_leader())).await;
         }

@@ -191,6 +191,12 @@ impl Blocks {
         Record::decode(self.bytes_at(at)).0
     }
 
+    /// The last of these versions of a key, which are in order, unless it is a deletion.
+    pub fn newest(&self, versions: &[At]) -> Option<(At, Record<'_>)> {
+        let at = *versions.last()?;
+        Some((at, self.get(at))).filter(|(_, record)| !record.is_tombstone())
+    }
+
     pub fn key(&self, at: At) -> &[u8] {
         split_key(self.bytes_at(at)).0
     }

@@ -33,9 +33,8 @@ impl Change<'_> {
     fn before(&self) -> Option<Arc<KeyValue>> {
         let versions = self.kv.index.get(&self.kv.blocks, self.record.key);
         let place = versions.iter().rposition(|at| *at == self.at)?;
-        let at = *versions[..place].last()?;
-        let record = self.kv.blocks.get(at);
-        (!record.is_tombstone()).then(|| self.kv.pair(at, record))
+        let (at, record) = self.kv.blocks.newest(&versions[..place])?;
+        Some(self.kv.pair(at, record))
     }
 }
 

@@ -119,10 +119,9 @@ impl Kv {
         self.index.len()
     }
 
-    /// The newest version of a key, unless it is deleted.
-    fn latest(&self, key: &[u8]) -> Option<(At, Record<'_>)> {
-        let at = *self.index.get(&self.blocks, key).last()?;
-        Some((at, self.blocks.get(at))).filter(|(_, record)| !record.is_tombstone())
+    /// Whether a key is there now.
+    fn has(&self, key: &[u8]) -> bool {
+        self.blocks.newest(self.index.get(&self.blocks, key)).is_some()
     }
 
     /// A version as its readers get it.
@@ -133,8 +132,7 @@ impl Kv {
     fn put(&mut self, put: &Put, revision: Revision, events: &mut Vec<Arc<Event>>) -> Option<Arc<KeyValue>> {
         let (mut prev, mut at) = (None, At::default());
         self.index.push(&mut self.blocks, &put.key, |blocks, versions| {
-            let newest = versions.last().map(|at| (*at, blocks.get(*at))).filter(|(_, record)| !record.is_tombstone());
-            prev = newest.map(|(at, record)| Arc::new(blocks.pair(at, record)));
+            prev = blocks.newest(versions).map(|(at, record)| Arc::new(blocks.pair(at, record)));
             at = blocks.push(&version(put, prev.as_deref(), revision));
             at
         });

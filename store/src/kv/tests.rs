@@ -230,8 +230,7 @@ impl Plain {
         let all = KeyRange::prefix("");
         for revision in self.compacted.max(1)..=kv.revision() {
             let found = kv.range(&RangeRequest { range: all.clone(), revision, ..Default::default() }).unwrap();
-            let found = found.kvs;
-            assert_eq!(found, self.read(revision), "at {revision}");
+            assert_eq!(found.kvs, self.read(revision), "at {revision}");
         }
         let changes: Vec<_> = kv.changes_from(self.compacted + 1).unwrap().map(|change| change.event()).collect();
         let expect = self.versions.iter().filter(|v| v.mod_revision > self.compacted);

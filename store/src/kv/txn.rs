@@ -50,7 +50,7 @@ impl Kv {
                     if put.lease != 0 && !put.ignore_lease && !self.leases.holds(put.lease) {
                         return Err(Error::LeaseNotFound(put.lease));
                     }
-                    if (put.ignore_value || put.ignore_lease) && self.latest(&put.key).is_none() {
+                    if (put.ignore_value || put.ignore_lease) && !self.has(&put.key) {
                         return Err(Error::KeyNotFound(text(&put.key)));
                     }
                     changed.put(&put.key)?;
