@@ -42,6 +42,7 @@ pub mod selector;
 pub mod status;
 pub mod strategy;
 pub mod table;
+pub mod taints;
 pub mod validate;
 pub mod view;
 pub mod warnings;

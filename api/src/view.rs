@@ -93,6 +93,8 @@ pub struct Identity {
     pub resource: Resource,
     pub key: Key,
     pub uid: String,
+    /// As it was when this was read: a write that names it fails if somebody was faster.
+    pub resource_version: String,
     /// The uids of its owners.
     pub owners: Vec<Owner>,
     pub finalizers: Vec<String>,
@@ -274,6 +276,11 @@ impl View {
         self.identities.get(uid)
     }
 
+    /// The object in this place.
+    pub fn identity_at(&self, resource: &Resource, key: &Key) -> Option<&Arc<Identity>> {
+        self.identities.get(self.uids.get(&(resource.clone(), key.clone()))?)
+    }
+
     /// The objects that name this uid as an owner.
     pub fn dependents(&self, uid: &str) -> impl Iterator<Item = &Arc<Identity>> {
         self.dependents.get(uid).into_iter().flatten().filter_map(|uid| self.identities.get(uid))
@@ -296,6 +303,7 @@ fn identity(resource: &Resource, key: &Key, json: &[u8]) -> Result<Identity, ser
         resource: resource.clone(),
         key: key.clone(),
         uid: meta.uid.unwrap_or_default(),
+        resource_version: meta.resource_version.unwrap_or_default(),
         owners: meta
             .owner_references
             .unwrap_or_default()

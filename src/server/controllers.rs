@@ -188,10 +188,11 @@ async fn act(client: &Client, action: &Action, source: &str) -> Result<(), Statu
             let sub = subresource.unwrap_or_default();
             client.patch(&*kind(resource)?, &key.namespace, &key.name, sub, PatchType::Merge, patch).await.map(drop)
         }
-        Action::Delete { resource, key, uid, propagation, grace_seconds } => {
+        Action::Delete { resource, key, uid, resource_version, propagation, grace_seconds } => {
             let options = DeleteOptions {
                 grace_seconds: *grace_seconds,
                 uid: Some(uid.clone()).filter(|u| !u.is_empty()),
+                resource_version: resource_version.clone(),
                 propagation: propagation.map(String::from),
                 ..Default::default()
             };

@@ -79,7 +79,7 @@ async fn carry_out(
 ) -> Result<(), Status> {
     let note = |pod: &Key, uid: &str, warning, reason, message| EventNote {
         resource: Resource::new("", "v1", "pods"),
-        kind: "Pod",
+        kind: "Pod".into(),
         key: pod.clone(),
         uid: uid.to_owned(),
         warning,

@@ -240,7 +240,7 @@ impl ApiUpstream {
         let about_node = event.pod.is_empty();
         let note = EventNote {
             resource: Resource::new("", "v1", if about_node { "nodes" } else { "pods" }),
-            kind: if about_node { "Node" } else { "Pod" },
+            kind: if about_node { "Node" } else { "Pod" }.into(),
             key: if about_node { Key::new("", node) } else { Key::new(&event.namespace, &event.pod) },
             uid: event.uid,
             warning: event.r#type == "Warning",

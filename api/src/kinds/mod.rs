@@ -109,6 +109,7 @@ struct Index {
     all: Vec<Arc<Kind>>,
     by_resource: HashMap<(String, String, String), Arc<Kind>>,
     by_kind: HashMap<(String, String, String), Arc<Kind>>,
+    by_store: HashMap<(String, String), Arc<Kind>>,
 }
 
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
@@ -116,7 +117,9 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
     let key = |k: &Kind, name: &str| (k.group.clone(), k.version.clone(), name.to_string());
     let by_resource = all.iter().map(|k| (key(k, &k.plural), k.clone())).collect();
     let by_kind = all.iter().map(|k| (key(k, &k.kind), k.clone())).collect();
-    Index { all, by_resource, by_kind }
+    let own = all.iter().rev().filter(|k| k.is_stored() && k.stored_as.is_none());
+    let by_store = own.map(|k| ((k.group.clone(), k.plural.clone()), k.clone())).collect();
+    Index { all, by_resource, by_kind, by_store }
 });
 
 /// Every built-in kind, grouped by group and version, resources sorted by name.
@@ -130,6 +133,11 @@ pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<Arc<Kind>
 
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<Arc<Kind>> {
     INDEX.by_kind.get(&(group.into(), version.into(), kind.into())).cloned()
+}
+
+/// The kind whose objects are stored under a group and plural, in whichever version is served (the first, where there are several).
+pub fn stored(group: &str, plural: &str) -> Option<Arc<Kind>> {
+    INDEX.by_store.get(&(group.into(), plural.into())).cloned()
 }
 
 /// The kind of an object by its `apiVersion` and `kind`.

@@ -86,7 +86,7 @@ fn locate(key: &[u8]) -> Option<(Resource, Key)> {
     let (group, rest) = rest.split_once('/')?;
     let (plural, rest) = rest.split_once('/')?;
     let group = if group == "core" { "" } else { group };
-    let kind = skiff_api::kinds::by_resource(group, "v1", plural)?;
+    let kind = skiff_api::kinds::stored(group, plural)?;
     let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
     let resource = Resource { group: group.into(), version: kind.version.clone(), plural: plural.into() };
     Some((resource, Key::new(namespace, name)))

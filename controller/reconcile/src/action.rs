@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 use serde_json::Value;
 use skiff_api::view::{Key, Resource, View};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One write. Each goes through the API like anybody's.
@@ -33,6 +34,8 @@ pub enum Action {
         resource: Resource,
         key: Key,
         uid: String,
+        /// Where the decision rests on what the object says: it fails if somebody has written meanwhile.
+        resource_version: Option<String>,
         propagation: Option<&'static str>,
         grace_seconds: Option<i64>,
     },
@@ -47,7 +50,7 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventNote {
     pub resource: Resource,
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     pub key: Key,
     pub uid: String,
     pub warning: bool,

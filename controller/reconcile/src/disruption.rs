@@ -5,6 +5,7 @@
 
 use crate::Controller;
 use crate::action::{Action, Context, Plan, time, value};
+use crate::clock::after;
 use crate::owned;
 use crate::pods;
 use jiff::SignedDuration;
@@ -51,7 +52,7 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     });
     let healthy = i32::try_from(healthy.count()).unwrap_or(i32::MAX);
     let (expected, desired) = wanted(c.view, budget, &pods);
-    let allowed = if expected > 0 { (healthy - desired).max(0) } else { 0 };
+    let allowed = if expected > 0 { healthy.saturating_sub(desired).max(0) } else { 0 };
     let mut status = PodDisruptionBudgetStatus {
         observed_generation: budget.metadata.generation,
         current_healthy: Some(healthy),
@@ -86,7 +87,7 @@ fn still_granted(c: &Context<'_>, old: &PodDisruptionBudgetStatus, pods: &[Arc<P
     let mut granted = old.disrupted_pods.clone().unwrap_or_default();
     granted.retain(|name, since| {
         let pod = pods.iter().find(|p| p.metadata.name.as_deref() == Some(name));
-        let until = since.0 + GRANTED_FOR;
+        let until = after(since.0, GRANTED_FOR);
         let waits = pod.is_some_and(|p| !pods::is_deleting(p)) && c.now < until;
         if waits {
             plan.again(until);
@@ -102,7 +103,7 @@ fn wanted(view: &View, budget: &PodDisruptionBudget, pods: &[Arc<Pod>]) -> (i32,
     let count = i32::try_from(pods.len()).unwrap_or(i32::MAX);
     let share = |percent: &str, of: i32| {
         let percent: i64 = percent.trim_end_matches('%').parse().unwrap_or(0);
-        i32::try_from((percent * i64::from(of) + 99) / 100).unwrap_or(i32::MAX)
+        i32::try_from(percent.saturating_mul(i64::from(of)).saturating_add(99) / 100).unwrap_or(i32::MAX)
     };
     match (spec.and_then(|s| s.max_unavailable.as_ref()), spec.and_then(|s| s.min_available.as_ref())) {
         (Some(most), _) => {
@@ -111,7 +112,7 @@ fn wanted(view: &View, budget: &PodDisruptionBudget, pods: &[Arc<Pod>]) -> (i32,
                 IntOrString::Int(n) => *n,
                 IntOrString::String(percent) => share(percent, expected),
             };
-            (expected, (expected - away).max(0))
+            (expected, expected.saturating_sub(away).max(0))
         }
         (None, Some(IntOrString::Int(least))) => (count, *least),
         (None, Some(IntOrString::String(percent))) => {
@@ -143,7 +144,7 @@ fn scale(view: &View, pods: &[Arc<Pod>]) -> i32 {
         };
         sizes.insert(uid.unwrap_or_default(), size.unwrap_or(1));
     }
-    alone + sizes.values().sum::<i32>()
+    sizes.values().fold(alone, |sum: i32, size| sum.saturating_add(*size))
 }
 
 fn set_condition(c: &Context<'_>, budget: &PodDisruptionBudget, status: &mut PodDisruptionBudgetStatus) {

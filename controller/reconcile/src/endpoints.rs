@@ -117,6 +117,7 @@ fn delete(resource: Resource, meta: &ObjectMeta) -> Action {
         resource,
         key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
         uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: None,
         propagation: None,
         grace_seconds: None,
     }

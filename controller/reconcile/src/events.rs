@@ -2,6 +2,7 @@
 
 use crate::Controller;
 use crate::action::{Action, Context, Plan};
+use crate::clock::after;
 use jiff::SignedDuration;
 use skiff_api::view::{Change, Key, Resource, View};
 
@@ -20,7 +21,7 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     let mut plan = Plan::default();
     let Some(event) = c.view.events.get(key) else { return plan };
     let last = event.last_timestamp.as_ref().or(event.metadata.creation_timestamp.as_ref()).map_or(c.now, |t| t.0);
-    let ends = last + SignedDuration::from_secs(c.settings.event_ttl_seconds);
+    let ends = after(last, SignedDuration::from_secs(c.settings.event_ttl_seconds));
     if c.now < ends {
         plan.again(ends);
         return plan;
@@ -29,6 +30,7 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         resource: Resource::new("", "v1", "events"),
         key: key.clone(),
         uid: event.metadata.uid.clone().unwrap_or_default(),
+        resource_version: None,
         propagation: None,
         grace_seconds: None,
     });

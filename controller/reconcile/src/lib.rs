@@ -21,6 +21,7 @@
 
 mod accounts;
 mod action;
+mod clock;
 mod deployment;
 mod disruption;
 mod endpoints;

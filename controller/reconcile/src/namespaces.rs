@@ -1,7 +1,12 @@
-//! A namespace that is being deleted: its content goes first, then its finalizer, then itself.
+//! A namespace that is being deleted: its pods go first, while what they need to end well (their settings, their accounts, their names) is still there;
+//! then the rest, then its finalizer, then itself. Its conditions say what is left and what holds it.
+//!
+//! Source of the order: Kubernetes documentation, "Namespaces" (ordered namespace deletion).
 
 use crate::Controller;
 use crate::action::{Action, Context, Plan, time, value};
+use crate::clock::after;
+use crate::pods;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use skiff_api::view::{Change, Identity, Key, Resource, View};
@@ -30,12 +35,15 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         return plan;
     }
     let content: Vec<_> = c.view.identities().filter(|i| i.key.namespace == key.name).collect();
+    let is_pod = |object: &Identity| object.resource == pods::resource();
+    let has_pods = content.iter().any(|o| is_pod(o));
     for object in &content {
-        if !object.deleting {
+        if !object.deleting && is_pod(object) == has_pods {
             plan.push(Action::Delete {
                 resource: object.resource.clone(),
                 key: object.key.clone(),
                 uid: object.uid.clone(),
+                resource_version: None,
                 propagation: Some("Background"),
                 grace_seconds: None,
             });
@@ -46,7 +54,7 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         if plan.actions.is_empty() {
             tell(c, namespace, &content, &mut plan);
         }
-        plan.again(c.now + SignedDuration::from_secs(2));
+        plan.again(after(c.now, SignedDuration::from_secs(2)));
         return plan;
     }
     let mut finalized = (**namespace).clone();
@@ -120,5 +128,64 @@ fn tell(c: &Context<'_>, namespace: &Arc<Namespace>, content: &[&Arc<Identity>],
     if changed.status != namespace.status {
         let resource = Resource::new("", "v1", "namespaces");
         plan.push(Action::Update { resource, object: value(&changed), subresource: Some("status") });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::{Liveness, Settings};
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    /// A namespace that is being deleted and holds these (resource, being deleted), and what is done next.
+    fn check(content: &[(&str, bool)], expect: &[&str]) {
+        let mut view = View::default();
+        let mut put = |plural: &str, key: Key, deleting: bool| {
+            let mut meta = json!({"name": key.name, "namespace": key.namespace, "uid": format!("{plural}-uid"), "finalizers": ["a.example/b"]});
+            if deleting {
+                meta["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            }
+            let object =
+                json!({"metadata": meta, "spec": {"containers": [], "finalizers": ["kubernetes"]}}).to_string();
+            view.apply(&Resource::new("", "v1", plural), &key, Some(object.as_bytes())).unwrap();
+        };
+        put("namespaces", Key::new("", "d"), true);
+        content.iter().for_each(|(plural, deleting)| put(plural, Key::new("d", "x"), *deleting));
+        let settings = Settings {
+            ca: String::new(),
+            eviction_grace_ms: 0,
+            event_ttl_seconds: 0,
+            cluster_cidr: ([10, 42, 0, 0].into(), 16),
+        };
+        let context =
+            Context { view: &view, now: Timestamp::UNIX_EPOCH, settings: &settings, liveness: &Liveness::default() };
+        let done: Vec<_> = plan(&context, &Key::new("", "d"))
+            .actions
+            .into_iter()
+            .map(|action| match action {
+                Action::Delete { resource, .. } => resource.plural,
+                Action::Update { object, .. } => {
+                    let conditions = object["status"]["conditions"].as_array().unwrap();
+                    let remains = conditions.iter().find(|c| c["type"] == "NamespaceContentRemaining").unwrap();
+                    remains["message"].as_str().unwrap().to_owned()
+                }
+                Action::Finalize { .. } => "finalize".into(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(done, expect, "{content:?}");
+    }
+
+    #[test]
+    fn pods_first_then_the_rest_then_the_namespace() {
+        check(&[("pods", false), ("configmaps", false), ("secrets", false)], &["pods"]);
+        check(
+            &[("pods", true), ("configmaps", false)],
+            &["Some resources are remaining: configmaps. has 1 resource instances, pods. has 1 resource instances"],
+        );
+        check(&[("configmaps", false), ("secrets", true)], &["configmaps"]);
+        check(&[("secrets", true)], &["Some resources are remaining: secrets. has 1 resource instances"]);
+        check(&[], &["finalize"]);
     }
 }

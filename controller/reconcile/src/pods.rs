@@ -3,6 +3,7 @@
 
 use crate::Controller;
 use crate::action::{Action, Context, Plan};
+use crate::clock::after;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use skiff_api::view::{Change, Key, Resource, View};
@@ -57,7 +58,7 @@ pub fn unready_reason(pod: &Pod) -> Option<&str> {
 /// Ready for at least `min_seconds`; if not yet, when it will be.
 pub fn availability(pod: &Pod, min_seconds: i32, now: Timestamp) -> Result<(), Option<Timestamp>> {
     let since = ready_since(pod).ok_or(None)?;
-    let at = since + SignedDuration::from_secs(i64::from(min_seconds.max(0)));
+    let at = after(since, SignedDuration::from_secs(i64::from(min_seconds.max(0))));
     if min_seconds <= 0 || at <= now { Ok(()) } else { Err(Some(at)) }
 }
 
@@ -86,14 +87,15 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
         return plan;
     }
     let made = pod.metadata.creation_timestamp.as_ref().map_or(c.now, |t| t.0);
-    if c.now < made + ORPHAN_GRACE {
-        plan.again(made + ORPHAN_GRACE);
+    if c.now < after(made, ORPHAN_GRACE) {
+        plan.again(after(made, ORPHAN_GRACE));
         return plan;
     }
     plan.push(Action::Delete {
         resource: resource(),
         key: key.clone(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
+        resource_version: None,
         propagation: None,
         grace_seconds: Some(0),
     });

@@ -129,6 +129,7 @@ fn remove(view: &View, set: &ReplicaSet, active: &[Arc<Pod>], count: usize, plan
             resource: pods::resource(),
             key: pod_key.clone(),
             uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: None,
             propagation: None,
             grace_seconds: None,
         });
@@ -144,7 +145,7 @@ fn note(set: &ReplicaSet, reason: &'static str, message: String) -> EventNote {
     let meta = &set.metadata;
     EventNote {
         resource: resource(),
-        kind: "ReplicaSet",
+        kind: "ReplicaSet".into(),
         key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
         uid: meta.uid.clone().unwrap_or_default(),
         warning: false,

@@ -2,7 +2,8 @@
 
 use crate::affinity::{Required, node_matches};
 use crate::node::{HostPort, Load, NodeState};
-use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Pod, Taint};
+use skiff_api::taints::tolerates;
 use std::fmt;
 
 /// Why a node cannot take a pod. The display is kube-scheduler's wording.
@@ -85,7 +86,7 @@ fn clash(a: &HostPort, b: &HostPort) -> bool {
 fn resources(node: &NodeState, load: &Load) -> Result<(), Vec<Misfit>> {
     let mut missing = Vec::new();
     let most = node.allocatable.get("pods").copied().unwrap_or(0) / 1000;
-    if node.pods as i128 + 1 > most {
+    if node.residents.len() as i128 + 1 > most {
         missing.push(Misfit::TooManyPods);
     }
     for (resource, asked) in load.requests.iter().filter(|(_, asked)| **asked > 0) {
@@ -98,18 +99,4 @@ fn resources(node: &NodeState, load: &Load) -> Result<(), Vec<Misfit>> {
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(missing) }
-}
-
-/// Whether a toleration bears a taint (Kubernetes API, `Toleration`).
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let set = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
-    if set(&toleration.effect).is_some_and(|e| e != taint.effect) {
-        return false;
-    }
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    match set(&toleration.key) {
-        None => exists,
-        Some(key) if key != taint.key => false,
-        Some(_) => exists || toleration.value.clone().unwrap_or_default() == taint.value.clone().unwrap_or_default(),
-    }
 }

@@ -114,7 +114,7 @@ impl Scheduler {
                 message: message(nodes.list.len(), misfits, helpful),
             };
         };
-        nodes.list[index].take(pod, &load);
+        nodes.list[index].take(key, pod, &load);
         let node = nodes.list[index].name.clone();
         if strategy == ROUND_ROBIN {
             self.last = Some(node.clone());

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, Taint};
 use skiff_api::quantity::Quantity;
-use skiff_api::view::View;
+use skiff_api::view::{Key, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -87,7 +87,8 @@ pub struct NodeState {
     pub node: Arc<Node>,
     pub allocatable: Amounts,
     pub used: Amounts,
-    pub pods: usize,
+    /// The pods here, those included that were placed a moment ago in the same round: what affinity and spreading look at.
+    pub residents: Vec<(Key, Arc<Pod>)>,
     pub ports: BTreeSet<HostPort>,
     /// Pods of each owner (by its uid): what spreading looks at.
     pub siblings: BTreeMap<String, usize>,
@@ -103,7 +104,7 @@ impl NodeState {
             name: node.metadata.name.clone().unwrap_or_default(),
             allocatable: amounts.into_iter().flatten().map(|(k, q)| (k.clone(), amount(q))).collect(),
             used: Amounts::new(),
-            pods: 0,
+            residents: Vec::new(),
             ports: BTreeSet::new(),
             siblings: BTreeMap::new(),
             taints: node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default(),
@@ -113,9 +114,9 @@ impl NodeState {
     }
 
     /// Puts a pod on the node.
-    pub fn take(&mut self, pod: &Pod, load: &Load) {
+    pub fn take(&mut self, key: &Key, pod: &Arc<Pod>, load: &Load) {
         add(&mut self.used, &load.requests);
-        self.pods += 1;
+        self.residents.push((key.clone(), pod.clone()));
         self.ports.extend(load.ports.iter().cloned());
         for owner in pod.metadata.owner_references.iter().flatten().filter(|o| o.controller == Some(true)) {
             *self.siblings.entry(owner.uid.clone()).or_default() += 1;
@@ -136,10 +137,10 @@ impl Nodes {
     pub fn new(view: &View) -> Self {
         let list = view.nodes.values().filter(|n| n.metadata.deletion_timestamp.is_none()).map(|node| {
             let mut state = NodeState::new(node);
-            for (_, pod) in view.pods_on(&state.name.clone()) {
+            for (key, pod) in view.pods_on(&state.name.clone()) {
                 let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
                 if !matches!(phase, Some("Succeeded" | "Failed")) {
-                    state.take(pod, &Load::of(pod));
+                    state.take(key, pod, &Load::of(pod));
                 }
             }
             state

@@ -2,9 +2,9 @@
 //! a decision can be repeated and explained.
 
 use crate::affinity::term_matches;
-use crate::fit::tolerates;
 use crate::node::{Load, NodeState};
 use k8s_openapi::api::core::v1::Pod;
+use skiff_api::taints::tolerates;
 use skiff_api::view::View;
 use std::cmp::Reverse;
 
@@ -41,7 +41,7 @@ pub fn score(node: &NodeState, pod: &Pod, load: &Load, _: &View) -> Score {
         soft_taints: soft.filter(|taint| !tolerations.iter().any(|t| tolerates(t, taint))).count(),
         siblings: owner.and_then(|o| node.siblings.get(&o.uid)).copied().unwrap_or(0),
         load: share("cpu").max(share("memory")),
-        pods: node.pods,
+        pods: node.residents.len(),
         node: node.name.clone(),
     }
 }

@@ -103,3 +103,35 @@ fn labels_taints_and_ports_decide() {
     assert_eq!(placed[..3], ["n1", "n2", "n3"]);
     assert!(placed[3].starts_with("0/3 nodes are available: 3 node(s) didn't have free ports"), "{}", placed[3]);
 }
+
+/// Pods of one round see each other: what was placed a moment ago counts as there.
+#[test]
+fn pods_that_come_together_keep_apart_and_spread() {
+    let anti = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"labelSelector": {"matchLabels": {"app": "a"}}, "topologyKey": "kubernetes.io/hostname"}]}}});
+    let four: Vec<_> = (0..4).map(|i| pod(&format!("p{i}"), "100m", anti.clone())).collect();
+    let placed = place(&three(), &four);
+    assert_eq!(placed[..3], ["n1", "n2", "n3"]);
+    assert!(placed[3].contains("3 node(s) didn't match pod anti-affinity rules"), "{}", placed[3]);
+
+    let check = |what: &str, constraint: Value, count: usize, expect: usize| {
+        let mut spread = json!({"topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 1,
+            "labelSelector": {"matchLabels": {"app": "a"}}});
+        constraint.as_object().unwrap().iter().for_each(|(k, v)| spread[k] = v.clone());
+        let zones = [("n1", "a"), ("n2", "b")].map(|(name, zone)| {
+            let mut node = node(name, "4", json!({}));
+            node["metadata"]["labels"]["zone"] = zone.into();
+            node
+        });
+        let spec = json!({"topologySpreadConstraints": [spread]});
+        let pods: Vec<_> = (0..count).map(|i| pod(&format!("p{i}"), "100m", spec.clone())).collect();
+        let placed = place(&zones, &pods);
+        assert_eq!(placed.iter().filter(|p| p.len() == 2).count(), expect, "{what}: {placed:?}");
+    };
+    check("two zones, any number", json!({}), 5, 5);
+    check("a third zone is wanted and is not there", json!({"minDomains": 3}), 4, 2);
+    check("two are wanted, two are there", json!({"minDomains": 2}), 4, 4);
+    check("the missing zone counts as empty, with a skew of two", json!({"minDomains": 3, "maxSkew": 2}), 6, 4);
+    let others = json!({"labelSelector": {"matchLabels": {"app": "b"}}, "minDomains": 3});
+    check("who is not counted is not too many", others, 4, 4);
+}

@@ -3,6 +3,7 @@
 use super::rolling::max_unavailable;
 use super::{Family, replicas};
 use crate::action::{Action, Context, Plan, time, value};
+use crate::clock::after;
 use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 
@@ -30,7 +31,7 @@ fn set(conditions: &mut Vec<DeploymentCondition>, c: &Context<'_>, new: (&str, &
 }
 
 fn sum(family: &Family<'_>, of: impl Fn(&ReplicaSet) -> Option<i32>) -> i32 {
-    family.all().filter_map(|s| of(s)).sum()
+    family.all().filter_map(|s| of(s)).fold(0, i32::saturating_add)
 }
 
 fn some(n: i32) -> Option<i32> {
@@ -43,7 +44,7 @@ pub fn status(c: &Context<'_>, family: &Family<'_>, plan: &mut Plan) {
         move |s: &ReplicaSet| s.status.as_ref().and_then(f)
     };
     let available = sum(family, st(|s| s.available_replicas));
-    let total_spec: i32 = family.all().map(|s| replicas(s)).sum();
+    let total_spec = family.all().map(|s| replicas(s)).fold(0, i32::saturating_add);
     let updated = family.new.as_ref().and_then(|n| n.status.as_ref()).map_or(0, |s| s.replicas);
     let mut new = DeploymentStatus {
         observed_generation: family.deployment.metadata.generation,
@@ -51,7 +52,7 @@ pub fn status(c: &Context<'_>, family: &Family<'_>, plan: &mut Plan) {
         updated_replicas: some(updated),
         ready_replicas: some(sum(family, st(|s| s.ready_replicas))),
         available_replicas: some(available),
-        unavailable_replicas: some((total_spec - available).max(0)),
+        unavailable_replicas: some(total_spec.saturating_sub(available).max(0)),
         terminating_replicas: Some(sum(family, st(|s| s.terminating_replicas))),
         collision_count: old.collision_count,
         conditions: old.conditions.clone(),
@@ -59,7 +60,7 @@ pub fn status(c: &Context<'_>, family: &Family<'_>, plan: &mut Plan) {
     let conditions = new.conditions.get_or_insert_default();
     progress(c, family, &old, (updated, available), conditions, plan);
     let wanted = family.wanted();
-    if available >= wanted - max_unavailable(family) {
+    if available >= wanted.saturating_sub(max_unavailable(family)) {
         set(
             conditions,
             c,
@@ -114,19 +115,22 @@ fn progress(
     }
     let was = counts(old);
     let old_total = old.replicas.unwrap_or(0);
-    let progressing = updated > was.0 || ready > was.1 || available > was.2 || (old_total - was.0) > (total - updated);
+    let progressing = updated > was.0
+        || ready > was.1
+        || available > was.2
+        || old_total.saturating_sub(was.0) > total.saturating_sub(updated);
     if progressing || last_reason == "NewReplicaSetAvailable" || last.is_none() {
         let message = format!("ReplicaSet \"{name}\" is progressing.");
         conditions.retain(|o| o.type_ != "Progressing" || !progressing);
         return set(conditions, c, ("Progressing", "True", "ReplicaSetUpdated", message));
     }
     let since = last.as_ref().and_then(|l| l.last_update_time.as_ref()).map_or(c.now, |t| t.0);
-    if c.now >= since + deadline {
+    if c.now >= after(since, deadline) {
         if last_reason != "ProgressDeadlineExceeded" {
             let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
             set(conditions, c, ("Progressing", "False", "ProgressDeadlineExceeded", message));
         }
     } else {
-        plan.again(since + deadline);
+        plan.again(after(since, deadline));
     }
 }

@@ -174,7 +174,7 @@ pub(crate) fn event(deployment: &Deployment, reason: &'static str, message: Stri
     let meta = &deployment.metadata;
     Action::Event(EventNote {
         resource: resource(),
-        kind: "Deployment",
+        kind: "Deployment".into(),
         key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
         uid: meta.uid.clone().unwrap_or_default(),
         warning: false,

@@ -42,7 +42,7 @@ pub fn max_unavailable(family: &Family<'_>) -> i32 {
 }
 
 fn total(family: &Family<'_>) -> i32 {
-    family.all().map(|s| replicas(s)).sum()
+    family.all().map(|s| replicas(s)).fold(0, i32::saturating_add)
 }
 
 fn available(set: &ReplicaSet) -> i32 {
@@ -55,8 +55,8 @@ pub fn new_size(family: &Family<'_>, current: i32) -> i32 {
     if family.is_recreate() {
         return wanted;
     }
-    let room = wanted + max_surge(family) - total(family);
-    if room <= 0 { current } else { current + room.min(wanted - current).max(0) }
+    let room = wanted.saturating_add(max_surge(family)).saturating_sub(total(family));
+    if room <= 0 { current } else { current.saturating_add(room.min(wanted.saturating_sub(current)).max(0)) }
 }
 
 /// One step of the roll. What it leaves for later follows when the ReplicaSets' status shows that this step was done.
@@ -82,20 +82,20 @@ fn shrink_old(family: &Family<'_>, new: &ReplicaSet, plan: &mut Plan) {
     if old.is_empty() {
         return;
     }
-    let minimum = family.wanted() - max_unavailable(family);
-    let new_unavailable = replicas(new) - available(new);
-    let mut may_go = total(family) - minimum - new_unavailable;
+    let minimum = family.wanted().saturating_sub(max_unavailable(family));
+    let new_unavailable = replicas(new).saturating_sub(available(new));
+    let mut may_go = total(family).saturating_sub(minimum).saturating_sub(new_unavailable);
     if may_go <= 0 {
         return;
     }
     let mut sizes: Vec<i32> = old.iter().map(|s| replicas(s)).collect();
     // Pods that serve nobody go first: they cost nothing.
     for (set, size) in old.iter().zip(&mut sizes) {
-        let unhealthy = (*size - available(set)).clamp(0, may_go);
+        let unhealthy = size.saturating_sub(available(set)).clamp(0, may_go);
         *size -= unhealthy;
         may_go -= unhealthy;
     }
-    let mut spare = family.all().map(|s| available(s)).sum::<i32>() - minimum;
+    let mut spare = family.all().map(|s| available(s)).fold(0, i32::saturating_add).saturating_sub(minimum);
     for (set, size) in old.iter().zip(&mut sizes) {
         let go = spare.min(*size).min(available(set)).max(0);
         *size -= go;
@@ -131,9 +131,9 @@ pub fn scale(family: &mut Family<'_>, plan: &mut Plan) {
 }
 
 fn proportionally(family: &Family<'_>, mut active: Vec<Arc<ReplicaSet>>, plan: &mut Plan) {
-    let allowed = if family.wanted() > 0 { family.wanted() + max_surge(family) } else { 0 };
-    let sum: i32 = active.iter().map(|s| replicas(s)).sum();
-    let mut left = allowed - sum;
+    let allowed = if family.wanted() > 0 { family.wanted().saturating_add(max_surge(family)) } else { 0 };
+    let sum = active.iter().map(|s| replicas(s)).fold(0, i32::saturating_add);
+    let mut left = allowed.saturating_sub(sum);
     // Growing: newest first among equals; shrinking: oldest first.
     active.sort_by_key(|s| {
         let made = s.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
@@ -149,7 +149,7 @@ fn proportionally(family: &Family<'_>, mut active: Vec<Arc<ReplicaSet>>, plan: &
             let rounded = exact.round() as i32;
             if change > 0 { rounded.min(left) } else { rounded.max(left) }
         };
-        left -= share;
-        scale_to(family, set, (size + share).max(0), plan);
+        left = left.saturating_sub(share);
+        scale_to(family, set, size.saturating_add(share).max(0), plan);
     }
 }

@@ -46,7 +46,7 @@ pub fn is_scaling(family: &Family<'_>) -> bool {
 /// Notes on a ReplicaSet how large the Deployment is and may become; true if that is news.
 pub fn annotate_size(set: &mut ReplicaSet, family: &Family<'_>) -> bool {
     let wanted = family.wanted();
-    let notes = [(DESIRED, wanted.to_string()), (MAX, (wanted + max_surge(family)).to_string())];
+    let notes = [(DESIRED, wanted.to_string()), (MAX, wanted.saturating_add(max_surge(family)).to_string())];
     let annotations = set.metadata.annotations.get_or_insert_default();
     let news = notes.iter().any(|(k, v)| annotations.get(*k) != Some(v));
     annotations.extend(notes.into_iter().map(|(k, v)| (k.to_owned(), v)));
@@ -70,7 +70,7 @@ fn copied(meta: &ObjectMeta) -> BTreeMap<String, String> {
 /// Gives the template's ReplicaSet the newest revision, and makes it if it is not there (and `may_create`).
 pub fn revise(family: &mut Family<'_>, may_create: bool, plan: &mut Plan) {
     let newest_old = family.old.iter().map(|s| revision(&s.metadata)).max().unwrap_or(0);
-    let next = newest_old + 1;
+    let next = newest_old.saturating_add(1);
     if let Some(set) = &family.new {
         let mut changed = (**set).clone();
         let annotations = changed.metadata.annotations.get_or_insert_default();
@@ -196,6 +196,7 @@ pub fn clean_up(family: &Family<'_>, plan: &mut Plan) {
             resource: replicaset::resource(),
             key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
             uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: None,
             propagation: Some("Background"),
             grace_seconds: None,
         });

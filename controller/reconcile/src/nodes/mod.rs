@@ -1,13 +1,13 @@
-//! Nodes that fall silent: their condition and taints say so at once, and after a grace their pods are replaced elsewhere.
-//!
-//! A lost node's pods get a deletion timestamp: ReplicaSets no longer count them and make others, while the node, if it comes back, stops
-//! just those and keeps the rest running. When more than half of the nodes are silent, nothing is moved.
+//! Nodes: their part of the pods' addresses, the taints that follow from their state, and what is said of a node that falls silent. Which pods must leave is
+//! decided in [`eviction`].
+
+mod eviction;
 
 use crate::Controller;
 use crate::action::{Action, Context, EventNote, Plan, time, value};
 use crate::pods;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint, Toleration};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint};
 use skiff_api::view::{Change, Key, Resource, View};
 use std::sync::Arc;
 
@@ -56,12 +56,12 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     if !subnet(c, node, &mut plan) && !lifetime(node, &mut plan) {
         taint(c, node, lost.is_some(), &mut plan);
     }
-    if let Some(since) = lost {
+    if lost.is_some() {
         for (_, pod) in c.view.pods_on(&key.name) {
             mark_unready(c, pod, &mut plan);
         }
-        evict(c, node, since, &mut plan);
     }
+    eviction::plan(c, node, lost, &mut plan);
     plan
 }
 
@@ -136,7 +136,7 @@ fn event(node: &Node, warning: bool, reason: &'static str, message: String) -> A
     let uid = node.metadata.uid.clone().unwrap_or_default();
     Action::Event(EventNote {
         resource: resource(),
-        kind: "Node",
+        kind: "Node".into(),
         key: Key::new("", name(node)),
         uid,
         warning,
@@ -184,6 +184,10 @@ fn taint(c: &Context<'_>, node: &Arc<Node>, lost: bool, plan: &mut Plan) {
             _ => {}
         }
     }
+    // How long pods may stay counts from when the taint came. Who sets one by hand does not say when that was.
+    for taint in taints.iter_mut().filter(|t| t.effect == "NoExecute") {
+        taint.time_added.get_or_insert_with(|| time(c.now));
+    }
     if taints != old {
         let mut changed = (**node).clone();
         changed.spec.get_or_insert_default().taints = Some(taints).filter(|t| !t.is_empty());
@@ -208,115 +212,4 @@ fn mark_unready(c: &Context<'_>, pod: &Arc<Pod>, plan: &mut Plan) {
         }
     }
     plan.push(Action::Update { resource: pods::resource(), object: value(&changed), subresource: Some("status") });
-}
-
-/// How long a pod bears the taint of an unreachable node. The default toleration that admission writes into every pod (300 s) counts as
-/// the operator's grace instead: a policy is judged when the node is lost, not copied into pods.
-fn tolerates(c: &Context<'_>, pod: &Pod) -> Option<SignedDuration> {
-    let grace = SignedDuration::from_millis(c.settings.eviction_grace_ms);
-    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_ref());
-    let bears = |t: &&Toleration| {
-        let key = t.key.as_deref().unwrap_or_default();
-        let effect = t.effect.as_deref().unwrap_or_default();
-        (key.is_empty() && t.operator.as_deref() == Some("Exists") || key == UNREACHABLE)
-            && matches!(effect, "" | "NoExecute")
-    };
-    match tolerations.into_iter().flatten().find(bears) {
-        None => Some(grace),
-        Some(Toleration { toleration_seconds: None, .. }) => None,
-        Some(Toleration { toleration_seconds: Some(300), .. }) => Some(grace),
-        Some(Toleration { toleration_seconds: Some(s), .. }) => Some(SignedDuration::from_secs((*s).max(0))),
-    }
-}
-
-fn evict(c: &Context<'_>, node: &Node, since: Timestamp, plan: &mut Plan) {
-    if c.liveness.is_partitioned() {
-        plan.again(c.now + SignedDuration::from_secs(1));
-        return;
-    }
-    for (key, pod) in c.view.pods_on(name(node)) {
-        // What nothing would replace stays: it may still be running over there.
-        let replaced = crate::owned::controller_of(&pod.metadata).is_some_and(|o| o.kind == "ReplicaSet");
-        if !pods::is_active(pod) || !replaced {
-            continue;
-        }
-        let Some(grace) = tolerates(c, pod) else { continue };
-        if c.now < since + grace {
-            plan.again(since + grace);
-            continue;
-        }
-        plan.push(Action::Delete {
-            resource: pods::resource(),
-            key: key.clone(),
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            propagation: None,
-            grace_seconds: None,
-        });
-        plan.push(Action::Event(EventNote {
-            resource: pods::resource(),
-            kind: "Pod",
-            key: key.clone(),
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            warning: false,
-            reason: "TaintManagerEviction",
-            message: format!("Replacing the pod: its node {} stopped sending heartbeats", name(node)),
-        }));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::action::{Liveness, NodeLiveness, Settings};
-    use serde_json::json;
-    use skiff_api::view::View;
-
-    fn settings() -> Settings {
-        Settings {
-            ca: String::new(),
-            eviction_grace_ms: 1500,
-            event_ttl_seconds: 3600,
-            cluster_cidr: (std::net::Ipv4Addr::new(10, 42, 0, 0), 16),
-        }
-    }
-
-    fn cluster(nodes: usize) -> View {
-        let mut view = View::default();
-        for n in 0..nodes {
-            let node = json!({"metadata": {"name": format!("n{n}"), "uid": format!("node-{n}")},
-                "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-            view.apply(&resource(), &Key::new("", format!("n{n}")), Some(node.to_string().as_bytes())).unwrap();
-        }
-        let pod = json!({"metadata": {"name": "p", "namespace": "d", "uid": "p1",
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r1", "controller": true}]},
-            "spec": {"nodeName": "n0", "containers": [], "tolerations": [{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}]},
-            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
-        view.apply(&pods::resource(), &Key::new("d", "p"), Some(pod.to_string().as_bytes())).unwrap();
-        view
-    }
-
-    fn check(nodes: usize, lost: usize, after_ms: i64, evicted: bool) {
-        let view = cluster(nodes);
-        let since = Timestamp::from_second(1000).unwrap();
-        let state = |n| if n < lost { NodeLiveness::Lost { since } } else { NodeLiveness::Live };
-        let liveness = Liveness((0..nodes).map(|n| (format!("n{n}"), state(n))).collect());
-        let now = since + SignedDuration::from_millis(after_ms);
-        let context = Context { view: &view, now, settings: &settings(), liveness: &liveness };
-        let plan = plan(&context, &Key::new("", "n0"));
-        let deletes = plan.actions.iter().any(|a| matches!(a, Action::Delete { .. }));
-        assert_eq!(deletes, evicted, "{nodes} nodes, {lost} lost, {after_ms} ms");
-        if !evicted && lost > 0 {
-            assert!(plan.again_at.is_some(), "it must be looked at again");
-        }
-    }
-
-    #[test]
-    fn pods_are_replaced_after_the_grace_and_never_when_most_nodes_are_silent() {
-        check(3, 0, 5000, false);
-        check(3, 1, 1000, false);
-        check(3, 1, 1500, true);
-        check(2, 1, 1500, true);
-        check(3, 2, 9000, false);
-        check(1, 1, 9000, false);
-    }
 }
