@@ -16,6 +16,7 @@ pub mod client;
 pub mod commands;
 mod memory;
 pub mod server;
+mod supervise;
 mod transfer;
 pub mod workload;
 

@@ -7,6 +7,7 @@ use super::enrol::{Enrolled, remember_servers};
 use super::machine::Machine;
 use super::tables::Tables;
 use super::wire;
+use crate::supervise;
 use skiff_identity::Pair;
 use skiff_pods::Report;
 use skiff_proto::fleet as pb;
@@ -92,8 +93,9 @@ impl Link {
             behind: AtomicUsize::new(0),
         };
         let link = Link { inner: Arc::new(inner) };
-        tokio::spawn(link.clone().hold_session());
-        tokio::spawn(link.clone().hold_every_server());
+        let (session, servers) = (link.clone(), link.clone());
+        tokio::spawn(supervise::forever("session", move || session.clone().hold_session()));
+        tokio::spawn(supervise::forever("servers", move || servers.clone().hold_every_server()));
         link
     }
 
@@ -361,8 +363,9 @@ impl Link {
             for addr in now {
                 held.entry(addr.clone()).or_insert_with(|| {
                     let mut tasks = tokio::task::JoinSet::new();
-                    tasks.spawn(self.clone().beat(addr.clone()));
-                    tasks.spawn(self.clone().listen_for_calls(addr));
+                    let (beats, calls, to) = (self.clone(), self.clone(), addr.clone());
+                    tasks.spawn(supervise::forever("heartbeat", move || beats.clone().beat(to.clone())));
+                    tasks.spawn(supervise::forever("calls", move || calls.clone().listen_for_calls(addr.clone())));
                     tasks
                 });
             }

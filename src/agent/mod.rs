@@ -19,6 +19,7 @@ mod tables;
 pub mod wire;
 mod wiring;
 
+use crate::supervise;
 use anyhow::Context as _;
 use skiff_pods::{Pods, PodsConfig, PodsDeps};
 use skiff_runtime::{Runtime, RuntimeConfig};
@@ -94,7 +95,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let names = names::start(&welcome).await?;
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));
-    tokio::spawn(wiring::follow(link.clone(), network, names, desired_in, options.node.clone()));
+    let (following, node) = (link.clone(), options.node.clone());
+    let desired_in = Arc::new(desired_in);
+    let follow =
+        move || wiring::follow(following.clone(), network.clone(), names.clone(), desired_in.clone(), node.clone());
+    tokio::spawn(supervise::forever("wiring", follow));
     tokio::spawn(crate::memory::give_back());
     link.ready();
     tracing::info!(node = options.node, %node_ip, pod_cidr = welcome.pod_cidr, "this node runs");

@@ -8,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The running server, and where new zones go.
+/// The running server, and where new zones go. Cheap to clone.
+#[derive(Clone)]
 pub struct Names {
     domain: String,
-    zone: watch::Sender<Arc<Zone>>,
-    _server: Server,
+    zone: Arc<watch::Sender<Arc<Zone>>>,
+    _server: Arc<Server>,
 }
 
 /// Answers at the cluster DNS address, which the network has put on this node's loopback.
@@ -22,7 +23,7 @@ pub async fn start(welcome: &Welcome) -> anyhow::Result<Names> {
     let (zone, follower) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
     let listen = vec![SocketAddr::new(IpAddr::V4(address), 53)];
     let server = Server::start(listen, skiff_dns::host_upstreams(Some(address)), follower).await?;
-    Ok(Names { domain, zone, _server: server })
+    Ok(Names { domain, zone: Arc::new(zone), _server: Arc::new(server) })
 }
 
 impl Names {

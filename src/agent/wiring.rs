@@ -3,6 +3,7 @@
 use super::Options;
 use super::link::Link;
 use super::tables::Tables;
+use crate::supervise;
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use skiff_network::{Config, Network, Overlay, Peer};
@@ -99,7 +100,7 @@ pub async fn follow(
     link: Link,
     network: Network,
     names: super::names::Names,
-    pods: watch::Sender<Arc<Desired>>,
+    pods: Arc<watch::Sender<Arc<Desired>>>,
     node: String,
 ) {
     let mut tables = link.tables();
@@ -109,7 +110,8 @@ pub async fn follow(
         let now = tables.borrow_and_update().clone();
         if now.synced {
             pods.send_replace(Arc::new(now.desired()));
-            names.update(&now);
+            // An object that cannot be made a name must not keep the pods and the rules from the others.
+            let _ = supervise::caught("names", &"the zone", || names.update(&now));
             if wire(&network, &now, &node, &mut peers, &mut rules).await.is_err() {
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => continue,

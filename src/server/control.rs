@@ -4,6 +4,7 @@
 use super::controllers;
 use super::scheduling;
 use super::view::Changes;
+use crate::supervise;
 use jiff::Timestamp;
 use serde_json::json;
 use skiff_api::kinds;
@@ -56,12 +57,12 @@ pub async fn run(
             settings: settings.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(judge(beats.clone(), view.clone(), changes.clone(), judged));
+        let (beats, view, changes) = (beats.clone(), view.clone(), changes.clone());
+        let judged = Arc::new(judged);
+        let judging = move || judge(beats.clone(), view.clone(), changes.clone(), judged.clone());
+        tasks.spawn(supervise::forever("judge", judging));
         tasks.spawn(say_who_leads(name.clone(), shared.clone()));
-        tasks.spawn(scheduling::run(shared.clone()));
-        for controller in CONTROLLERS {
-            tasks.spawn(controllers::run(*controller, shared.clone()));
-        }
+        decide(&mut tasks, &shared);
         let term = leading.term;
         if leadership.wait_for(|l| !l.is_leader() || l.term != term).await.is_err() {
             return;
@@ -80,11 +81,18 @@ pub async fn run_without_agents(api: ApiServer, settings: Settings) {
     let (_judged, liveness) = watch::channel(Arc::new(Liveness::default()));
     let shared = Leading { api, term, view, changes, liveness, settings: Arc::new(settings) };
     let mut tasks = JoinSet::new();
-    tasks.spawn(scheduling::run(shared.clone()));
-    for controller in CONTROLLERS {
-        tasks.spawn(controllers::run(*controller, shared.clone()));
-    }
+    decide(&mut tasks, &shared);
     tasks.join_all().await;
+}
+
+/// The scheduler and every controller, each in a task of its own.
+fn decide(tasks: &mut JoinSet<()>, shared: &Leading) {
+    let leading = shared.clone();
+    tasks.spawn(supervise::forever("scheduler", move || scheduling::run(leading.clone())));
+    for controller in CONTROLLERS {
+        let leading = shared.clone();
+        tasks.spawn(supervise::forever(controller.name, move || controllers::run(*controller, leading.clone())));
+    }
 }
 
 /// The user that writes for a part of the control plane.
@@ -120,7 +128,7 @@ async fn judge(
     beats: Arc<Beats>,
     view: SharedView,
     changes: broadcast::Sender<Changes>,
-    judged: watch::Sender<Arc<Liveness>>,
+    judged: Arc<watch::Sender<Arc<Liveness>>>,
 ) {
     let mut last = Instant::now();
     let mut period = tokio::time::interval(JUDGE_EVERY);

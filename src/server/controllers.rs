@@ -5,6 +5,7 @@
 
 use super::control::{Leading, client};
 use super::view::Changes;
+use crate::supervise;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::kinds;
@@ -22,6 +23,8 @@ use tokio::sync::broadcast::error::TryRecvError;
 const RESYNC: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The last instant that is waited for: what is further away is never.
+const FAR: Timestamp = Timestamp::MAX;
 /// Writes of one plan that run at once.
 const WRITES_AT_ONCE: usize = 64;
 
@@ -67,7 +70,7 @@ impl Queue {
         let count = self.failures.entry(key.clone()).or_default();
         let wait = (RETRY_MIN * 2u32.pow((*count).min(10))).min(RETRY_MAX);
         *count += 1;
-        let at = Timestamp::now() + wait;
+        let at = Timestamp::now().checked_add(wait).unwrap_or(FAR);
         self.add_at(key, at);
     }
 }
@@ -122,18 +125,25 @@ fn take_news(news: &mut broadcast::Receiver<Changes>) -> Option<Option<Changes>>
 fn enqueue(controller: &Controller, leading: &Leading, queue: &mut Queue, changes: Option<Changes>) {
     let view = leading.view.read();
     match changes.filter(|c| !c.is_empty()) {
-        Some(changes) => changes.iter().flat_map(|c| (controller.keys)(&view, c)).for_each(|key| queue.add(key)),
+        Some(changes) => {
+            for change in changes.iter() {
+                let keys = supervise::caught(controller.name, &change.key, || (controller.keys)(&view, change));
+                keys.unwrap_or_default().into_iter().for_each(|key| queue.add(key));
+            }
+        }
         None => (controller.all)(&view).into_iter().for_each(|key| queue.add(key)),
     }
 }
 
 async fn work(controller: &Controller, leading: &Leading, client: &Client, queue: &mut Queue, key: Key) {
     let liveness = leading.liveness.borrow().clone();
-    let Plan { actions, again_at } = {
+    let planned = supervise::caught(controller.name, &key, || {
         let view = leading.view.read();
         let context = Context { view: &view, now: Timestamp::now(), settings: &leading.settings, liveness: &liveness };
         (controller.plan)(&context, &key)
-    };
+    });
+    // A key that cannot be planned for is set aside; the others must not wait for it.
+    let Ok(Plan { actions, again_at }) = planned else { return queue.failed(key) };
     if let Some(at) = again_at {
         queue.add_at(key.clone(), at);
     }
@@ -143,8 +153,11 @@ async fn work(controller: &Controller, leading: &Leading, client: &Client, queue
     }
     let mut failed = None;
     for part in actions.chunks(WRITES_AT_ONCE) {
-        let writes = part.iter().map(|action| act(client, action, controller.name));
+        let writes = part
+            .iter()
+            .map(|action| supervise::caught_async(controller.name, &key, act(client, action, controller.name)));
         for result in futures_util::future::join_all(writes).await {
+            let result = result.unwrap_or_else(|panic| Err(Status::internal_error(panic.0)));
             failed = result.err().or(failed);
         }
     }

@@ -16,6 +16,7 @@ mod scheduling;
 mod upstream;
 mod view;
 
+use crate::supervise;
 use anyhow::Context as _;
 use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, PeerCertificate, TokenSigner, UserInfo};
 use skiff_fleet::{Beats, Calls, Detector, FleetService, NodeName, Trusted};
@@ -151,7 +152,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         member = format_args!("{:x}", store.id()),
         "this server is ready"
     );
-    tokio::spawn(images::keep(shared.clone(), stop.clone()));
+    let (keeping, until) = (shared.clone(), stop.clone());
+    tokio::spawn(supervise::forever("images", move || images::keep(keeping.clone(), until.clone())));
     tokio::spawn(crate::memory::give_back());
     let agent = options.agent.then(|| tokio::spawn(node::run(shared.clone(), client.clone(), stop.clone())));
     wait_for_signal(&store).await;
@@ -186,7 +188,8 @@ async fn start_api(
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
     let counted = beats.clone();
-    config.further_metrics = Some(FurtherMetrics(Arc::new(move || counted.metrics(std::time::Instant::now()))));
+    let counts = move || counted.metrics(std::time::Instant::now()) + &supervise::metrics();
+    config.further_metrics = Some(FurtherMetrics(Arc::new(counts)));
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let (view, changes) = view::follow(shared.store.clone());
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.client(UserInfo::apiserver())));

@@ -48,7 +48,9 @@ pub async fn run(leading: Leading) {
             said = decisions
                 .into_iter()
                 .filter_map(|d| match d {
-                    Decision::Unschedulable { uid, message, .. } => Some((uid, message)),
+                    Decision::Unschedulable { uid, message, .. } | Decision::Failed { uid, message, .. } => {
+                        Some((uid, message))
+                    }
                     Decision::Bind { .. } => None,
                 })
                 .collect();
@@ -92,6 +94,11 @@ async fn carry_out(
             let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
             let (client, note) = (client.clone(), note(pod, uid, false, "Scheduled", message));
             tokio::spawn(async move { record(&client, &note, "default-scheduler").await });
+        }
+        Decision::Failed { pod, uid, message } => {
+            if said.get(uid) != Some(message) {
+                record(client, &note(pod, uid, true, "FailedScheduling", message.clone()), "default-scheduler").await;
+            }
         }
         Decision::Unschedulable { pod, uid, message } => {
             if said.get(uid) == Some(message) {

@@ -1,5 +1,6 @@
 //! The process's one view: the store's feed taken in, batch by batch, and the news handed to whoever decides.
 
+use crate::supervise;
 use skiff_api::view::{Change, View};
 use skiff_apiserver::feed::{Feed, News};
 use skiff_fleet::SharedView;
@@ -18,14 +19,16 @@ pub fn follow(store: Store) -> (SharedView, broadcast::Sender<Changes>) {
     let (revision, follower) = watch::channel(0);
     let (news, _) = broadcast::channel(NEWS_MAX);
     let shared = SharedView { view: Arc::new(RwLock::new(View::default())), revision: follower };
-    tokio::spawn(take_in(Feed::new(store), shared.view.clone(), revision, news.clone()));
+    let (view, revision, telling) = (shared.view.clone(), Arc::new(revision), news.clone());
+    let taking = move || take_in(Feed::new(store.clone()), view.clone(), revision.clone(), telling.clone());
+    tokio::spawn(supervise::forever("view", taking));
     (shared, news)
 }
 
 async fn take_in(
     mut feed: Feed,
     view: Arc<RwLock<View>>,
-    revision: watch::Sender<u64>,
+    revision: Arc<watch::Sender<u64>>,
     news: broadcast::Sender<Changes>,
 ) {
     let mut batch = Vec::new();
@@ -45,9 +48,11 @@ async fn take_in(
                         *view = View::default();
                     }
                     for (resource, key, json) in batch.drain(..) {
-                        match view.apply(&resource, &key, json.as_deref()) {
-                            Ok(change) => changes.push(change),
-                            Err(e) => {
+                        let applied = supervise::caught("view", &key, || view.apply(&resource, &key, json.as_deref()));
+                        match applied {
+                            Err(_) => {}
+                            Ok(Ok(change)) => changes.push(change),
+                            Ok(Err(e)) => {
                                 tracing::error!(%key, resource = resource.plural, "an object in the store cannot be read: {e}")
                             }
                         }

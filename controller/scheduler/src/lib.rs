@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::Pod;
 use node::{Load, Nodes};
 use skiff_api::view::{Key, View};
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 pub const DEFAULT: &str = "default-scheduler";
@@ -38,6 +39,12 @@ pub enum Decision {
     },
     /// No node can take it; the message counts the reasons.
     Unschedulable {
+        pod: Key,
+        uid: String,
+        message: String,
+    },
+    /// Deciding failed in a way that is a bug; the others were decided all the same.
+    Failed {
         pod: Key,
         uid: String,
         message: String,
@@ -73,7 +80,21 @@ impl Scheduler {
             (std::cmp::Reverse(priority), p.metadata.creation_timestamp.as_ref().map(|t| t.0), (*key).clone())
         });
         let mut nodes = Nodes::new(view);
-        waiting.into_iter().map(|(key, pod)| self.decide(view, &mut nodes, key, pod, random)).collect()
+        let mut decided = Vec::with_capacity(waiting.len());
+        for (key, pod) in waiting {
+            // A node takes a pod as the last step of a decision, so that half a decision leaves nothing behind.
+            let one = AssertUnwindSafe(|| self.decide(view, &mut nodes, key, pod, random));
+            decided.push(std::panic::catch_unwind(one).unwrap_or_else(|_| {
+                Decision::Failed {
+                    pod: key.clone(),
+                    uid: pod.metadata.uid.clone().unwrap_or_default(),
+                    message:
+                        "the scheduler failed on this pod; its log says where. This is a bug of Skiff, please report it"
+                            .into(),
+                }
+            }));
+        }
+        decided
     }
 
     fn decide(

@@ -43,7 +43,7 @@ fn place(nodes: &[Value], pods: &[Value]) -> Vec<String> {
         .into_iter()
         .map(|d| match d {
             Decision::Bind { node, .. } => node,
-            Decision::Unschedulable { message, .. } => message,
+            Decision::Unschedulable { message, .. } | Decision::Failed { message, .. } => message,
         })
         .collect()
 }
@@ -134,4 +134,13 @@ fn pods_that_come_together_keep_apart_and_spread() {
     check("the missing zone counts as empty, with a skew of two", json!({"minDomains": 3, "maxSkew": 2}), 6, 4);
     let others = json!({"labelSelector": {"matchLabels": {"app": "b"}}, "minDomains": 3});
     check("who is not counted is not too many", others, 4, 4);
+}
+
+/// A pod whose decision panics keeps nobody else from a node.
+#[test]
+fn one_pod_that_cannot_be_decided_holds_up_no_other() {
+    let pods = [pod("a", "1", json!({"schedulerName": RANDOM})), pod("b", "1", json!({}))];
+    let decisions = Scheduler::default().place(&view(&three(), &pods), &mut || panic!("no numbers today"));
+    assert!(matches!(&decisions[0], Decision::Failed { uid, .. } if uid == "a"), "{decisions:?}");
+    assert!(matches!(&decisions[1], Decision::Bind { uid, .. } if uid == "b"), "{decisions:?}");
 }
