@@ -7,6 +7,7 @@
 
 mod control;
 mod controllers;
+mod door;
 mod files;
 mod images;
 mod join;
@@ -18,8 +19,8 @@ mod view;
 
 use crate::supervise;
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, PeerCertificate, TokenSigner, UserInfo};
-use skiff_fleet::{Beats, Calls, Detector, FleetService, NodeName, Trusted};
+use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo};
+use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
 use skiff_store::{PeerTls, Store};
@@ -192,9 +193,9 @@ async fn start_api(
     config.further_metrics = Some(FurtherMetrics(Arc::new(counts)));
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let (view, changes) = view::follow(shared.store.clone());
-    let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.client(UserInfo::apiserver())));
+    let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone()));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
-    let api = api.with_grpc(grpc(fleet));
+    let api = api.with_grpc(door::open(fleet));
     let serving = api.clone();
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(async move {
@@ -228,33 +229,6 @@ fn subject(options: &Options, service_cidr: Cidr) -> anyhow::Result<Subject> {
         }
     }
     Ok(Subject::Server { name: options.name.clone(), names, addresses })
-}
-
-/// Hands gRPC requests to the fleet, with the node's name from its certificate.
-fn grpc(fleet: FleetService) -> skiff_apiserver::GrpcService {
-    use tower::Service as _;
-    let service = skiff_proto::fleet::fleet_server::FleetServer::new(fleet)
-        .max_decoding_message_size(64 << 20)
-        .max_encoding_message_size(64 << 20);
-    Arc::new(move |mut request| {
-        let mut service = service.clone();
-        let certificate = request.extensions().get::<Option<PeerCertificate>>().cloned().flatten();
-        let certificate = certificate.or_else(|| request.extensions().get::<PeerCertificate>().cloned());
-        if let Some(certificate) = certificate {
-            if let Some(name) = nodes::name_in(&certificate.der) {
-                request.extensions_mut().insert(NodeName(name));
-            }
-            if nodes::is_trusted(&certificate.der) {
-                request.extensions_mut().insert(Trusted);
-            }
-        }
-        Box::pin(async move {
-            match service.call(request).await {
-                Ok(response) => response.map(axum::body::Body::new),
-                Err(never) => match never {},
-            }
-        })
-    })
 }
 
 /// A kubeconfig for the administrator, readable by root only.

@@ -99,9 +99,10 @@ fn call(request: NodeRequest) -> pb::call::Kind {
     }
 }
 
-/// The node that a certificate (DER) is of.
+/// The node that a certificate (DER) is of: by its name, and by the group that only nodes' certificates are in.
 pub fn name_in(der: &[u8]) -> Option<String> {
-    skiff_identity::common_name(der)?.strip_prefix("system:node:").map(str::to_owned)
+    let is_node = skiff_identity::organization(der).as_deref() == Some("system:nodes");
+    skiff_identity::common_name(der)?.strip_prefix("system:node:").filter(|_| is_node).map(str::to_owned)
 }
 
 /// Whether a certificate (DER) is an administrator's or a server's: these may hand images to the cluster.

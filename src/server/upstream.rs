@@ -1,4 +1,7 @@
-//! Agents' reports, made into writes through the API.
+//! Agents' reports, made into writes through the API: each as the node that reports it.
+//!
+//! What comes over a node's stream runs as the user `system:node:NAME`, through the same authorizer and admission as a request of that node over HTTPS: nothing
+//! here decides what a node may do. Only joining is the server's own act: it has checked a token before there is a node to act as.
 
 use super::{Shared, images};
 use base64::Engine as _;
@@ -8,7 +11,7 @@ use serde_json::{Value, json};
 use skiff_api::kinds::{self, Kind};
 use skiff_api::status::Status;
 use skiff_api::view::{Key, Resource};
-use skiff_apiserver::{Client, DeleteOptions, PatchType};
+use skiff_apiserver::{ApiServer, Client, DeleteOptions, PatchType, UserInfo};
 use skiff_fleet::{Upstream, UpstreamError, Welcome};
 use skiff_identity::{Role, Subject, Token};
 use skiff_proto::fleet as pb;
@@ -23,7 +26,7 @@ const KEY_HASH: &str = "skiff.dev/node-key-hash";
 #[derive(Clone)]
 pub struct ApiUpstream {
     shared: Arc<Shared>,
-    client: Client,
+    api: ApiServer,
 }
 
 type Answer<T> = BoxFuture<'static, Result<T, UpstreamError>>;
@@ -44,8 +47,19 @@ fn parse(json: &[u8]) -> Result<Value, UpstreamError> {
 }
 
 impl ApiUpstream {
-    pub fn new(shared: Arc<Shared>, client: Client) -> Self {
-        ApiUpstream { shared, client: client.with_manager("skiff-agent") }
+    pub fn new(shared: Arc<Shared>, api: ApiServer) -> Self {
+        ApiUpstream { shared, api }
+    }
+
+    /// The API as a node sees it.
+    fn node(&self, name: &str) -> Client {
+        let user = UserInfo::new(format!("system:node:{name}"), ["system:nodes", "system:authenticated"]);
+        self.api.client(user).with_manager("skiff-agent")
+    }
+
+    /// The API as this server sees it, for taking in who shows a token.
+    fn registrar(&self) -> Client {
+        self.api.client(UserInfo::apiserver()).with_manager("skiff-server")
     }
 
     fn run<T: Send + 'static, F: Future<Output = Result<T, UpstreamError>> + Send + 'static>(
@@ -58,13 +72,13 @@ impl ApiUpstream {
     /// Reads an object, lets `change` work on its status, and writes it if it changed; again if somebody else wrote meanwhile. Nothing happens
     /// to an object that is gone.
     async fn change_status(
-        &self,
+        client: &Client,
         kind: &Kind,
         key: &Key,
         change: impl Fn(&Value) -> Option<Value>,
     ) -> Result<(), UpstreamError> {
         for _ in 0..ATTEMPTS {
-            let Some(mut object) = self.client.find(kind, &key.namespace, &key.name).await.map_err(failed)? else {
+            let Some(mut object) = client.find(kind, &key.namespace, &key.name).await.map_err(failed)? else {
                 return Ok(());
             };
             let Some(status) = change(&object) else { return Ok(()) };
@@ -72,7 +86,7 @@ impl ApiUpstream {
                 return Ok(());
             }
             object["status"] = status;
-            match self.client.update_status(kind, &key.namespace, object).await {
+            match client.update_status(kind, &key.namespace, object).await {
                 Err(status) if status.code() == 409 => continue,
                 other => return other.map(drop).map_err(failed),
             }
@@ -113,7 +127,7 @@ impl ApiUpstream {
 
     async fn check_token(&self, token: &Token) -> Result<(), UpstreamError> {
         let name = format!("bootstrap-token-{}", token.id);
-        let found = self.client.find(&*kind("secrets")?, "kube-system", &name).await.map_err(failed)?;
+        let found = self.registrar().find(&*kind("secrets")?, "kube-system", &name).await.map_err(failed)?;
         let decode = |secret: &Value, field: &str| {
             let text = secret["data"][field].as_str().unwrap_or_default();
             let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
@@ -125,11 +139,16 @@ impl ApiUpstream {
         if !token.has_secret(&decode(&secret, "token-secret")) || decode(&secret, "auth-extra-groups") != group {
             return Err(wrong());
         }
-        let expires: Option<Timestamp> = decode(&secret, "expiration").parse().ok();
-        if expires.is_some_and(|at| at <= Timestamp::now()) {
-            return Err(UpstreamError::Refused("the token has expired; `skiff token create` makes a new one".into()));
+        match lifetime(&decode(&secret, "expiration"), Timestamp::now()) {
+            Lifetime::Good => Ok(()),
+            Lifetime::Over => {
+                Err(UpstreamError::Refused("the token has expired; `skiff token create` makes a new one".into()))
+            }
+            Lifetime::Unreadable => Err(UpstreamError::Refused(format!(
+                "the token's expiration in the Secret {name} of kube-system is no time that can be read, so that it counts as expired; \
+                 `skiff token create` makes a new one"
+            ))),
         }
-        Ok(())
     }
 
     /// A node's name belongs to the key that claimed it first, until the Node is deleted.
@@ -139,12 +158,12 @@ impl ApiUpstream {
         let nodes = kind("nodes")?;
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": request.name,
             "annotations": {KEY_HASH: hash}, "labels": {"kubernetes.io/hostname": request.name}}});
-        match self.client.create(&nodes, "", node).await {
+        match self.registrar().create(&nodes, "", node).await {
             Ok(_) => return Ok(()),
             Err(status) if status.reason == "AlreadyExists" => {}
             Err(status) => return Err(failed(status)),
         }
-        let there = self.client.get(&nodes, "", &request.name).await.map_err(failed)?;
+        let there = self.registrar().get(&nodes, "", &request.name).await.map_err(failed)?;
         match there["metadata"]["annotations"][KEY_HASH].as_str() {
             Some(owner) if owner != hash => Err(UpstreamError::Refused(format!(
                 "the name {:?} belongs to another machine; choose another --node-name, or delete that node first (kubectl delete node {})",
@@ -153,7 +172,7 @@ impl ApiUpstream {
             Some(_) => Ok(()),
             None => {
                 let patch = json!({"metadata": {"annotations": {KEY_HASH: hash}}});
-                self.client
+                self.registrar()
                     .patch(&nodes, "", &request.name, "", PatchType::Merge, &patch)
                     .await
                     .map(drop)
@@ -164,14 +183,15 @@ impl ApiUpstream {
 
     async fn do_register(self, node: String, object: Vec<u8>) -> Result<(), UpstreamError> {
         let (nodes, mut wanted) = (kind("nodes")?, parse(&object)?);
+        let client = self.node(&node);
         let status = wanted["status"].take();
-        let exists = self.client.find(&nodes, "", &node).await.map_err(failed)?.is_some();
+        let exists = client.find(&nodes, "", &node).await.map_err(failed)?.is_some();
         if exists {
             let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
-            self.client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
+            client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
         } else {
             wanted.as_object_mut().map(|o| o.remove("status"));
-            match self.client.create(&nodes, "", wanted).await {
+            match client.create(&nodes, "", wanted).await {
                 Err(s) if s.reason != "AlreadyExists" => return Err(failed(s)),
                 _ => {}
             }
@@ -191,7 +211,8 @@ impl ApiUpstream {
             keep_transition_times(&object["status"]["conditions"], &mut merged["conditions"]);
             Some(merged)
         };
-        self.change_status(&*kind("nodes")?, &Key::new("", node), merge).await
+        let client = self.node(&node);
+        Self::change_status(&client, &*kind("nodes")?, &Key::new("", node), merge).await
     }
 
     async fn do_pod_status(self, node: String, report: pb::PodStatus) -> Result<(), UpstreamError> {
@@ -225,18 +246,19 @@ impl ApiUpstream {
                 merged
             })
         };
-        self.change_status(&*kind("pods")?, &key, merge).await
+        Self::change_status(&self.node(&node), &*kind("pods")?, &key, merge).await
     }
 
-    async fn do_pod_gone(self, pod: pb::PodGone) -> Result<(), UpstreamError> {
+    async fn do_pod_gone(self, node: String, pod: pb::PodGone) -> Result<(), UpstreamError> {
         let options = DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..Default::default() };
-        match self.client.delete(&*kind("pods")?, &pod.namespace, &pod.name, &options).await {
+        match self.node(&node).delete(&*kind("pods")?, &pod.namespace, &pod.name, &options).await {
             Err(status) if matches!(status.code(), 404 | 409) => Ok(()),
             other => other.map(drop).map_err(failed),
         }
     }
 
     async fn do_event(self, node: String, event: pb::Event) -> Result<(), UpstreamError> {
+        let client = self.node(&node);
         let about_node = event.pod.is_empty();
         let note = EventNote {
             resource: Resource::new("", "v1", if about_node { "nodes" } else { "pods" }),
@@ -248,21 +270,40 @@ impl ApiUpstream {
             reason: "",
             message: event.message,
         };
-        super::controllers::record_as(&self.client, &note, &event.reason, "kubelet").await;
+        super::controllers::record_as(&client, &note, &event.reason, "kubelet").await;
         Ok(())
     }
 
-    async fn do_token(self, request: pb::TokenRequest) -> Result<(String, i64), UpstreamError> {
+    async fn do_token(self, node: String, request: pb::TokenRequest) -> Result<(String, i64), UpstreamError> {
         let audiences: Vec<_> = Some(request.audience).filter(|a| !a.is_empty()).into_iter().collect();
         let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
             "audiences": audiences,
             "expirationSeconds": request.expiration_seconds.max(600),
             "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": request.pod, "uid": request.pod_uid},
         }});
-        let answer = self.client.token(&request.namespace, &request.service_account, body).await.map_err(failed)?;
+        let answer =
+            self.node(&node).token(&request.namespace, &request.service_account, body).await.map_err(failed)?;
         let token = answer["status"]["token"].as_str().unwrap_or_default().to_owned();
         let expires = answer["status"]["expirationTimestamp"].as_str().and_then(|t| t.parse::<Timestamp>().ok());
         Ok((token, expires.map_or(0, |t| t.as_second())))
+    }
+}
+
+/// Whether a token is still good.
+#[derive(Debug, PartialEq)]
+enum Lifetime {
+    Good,
+    Over,
+    Unreadable,
+}
+
+/// By what its Secret says of its end; nothing (an empty text) is no end.
+fn lifetime(expiration: &str, now: Timestamp) -> Lifetime {
+    match expiration.parse::<Timestamp>() {
+        _ if expiration.is_empty() => Lifetime::Good,
+        Ok(at) if at > now => Lifetime::Good,
+        Ok(_) => Lifetime::Over,
+        Err(_) => Lifetime::Unreadable,
     }
 }
 
@@ -289,14 +330,14 @@ impl Upstream for ApiUpstream {
     fn pod_status(&self, node: String, status: pb::PodStatus) -> Answer<()> {
         self.run(|u| u.do_pod_status(node, status))
     }
-    fn pod_gone(&self, _node: String, pod: pb::PodGone) -> Answer<()> {
-        self.run(|u| u.do_pod_gone(pod))
+    fn pod_gone(&self, node: String, pod: pb::PodGone) -> Answer<()> {
+        self.run(|u| u.do_pod_gone(node, pod))
     }
     fn event(&self, node: String, event: pb::Event) -> Answer<()> {
         self.run(|u| u.do_event(node, event))
     }
-    fn token(&self, _node: String, request: pb::TokenRequest) -> Answer<(String, i64)> {
-        self.run(|u| u.do_token(request))
+    fn token(&self, node: String, request: pb::TokenRequest) -> Answer<(String, i64)> {
+        self.run(|u| u.do_token(node, request))
     }
     fn welcome(&self) -> Welcome {
         let shared = &self.shared;
@@ -323,5 +364,26 @@ impl Upstream for ApiUpstream {
     }
     fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord> {
         self.run(|u| async move { images::remove(&u.shared, &reference).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_cannot_be_read_is_over() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (text, expect) in [
+            ("", Lifetime::Good),
+            ("2026-01-01T00:00:01Z", Lifetime::Good),
+            ("2026-01-01T00:00:00Z", Lifetime::Over),
+            ("2025-01-01T00:00:00Z", Lifetime::Over),
+            ("never", Lifetime::Unreadable),
+            ("2027-13-45", Lifetime::Unreadable),
+            (" ", Lifetime::Unreadable),
+        ] {
+            assert_eq!(lifetime(text, now), expect, "{text:?}");
+        }
     }
 }

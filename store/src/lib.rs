@@ -41,6 +41,7 @@ mod raftlog;
 mod reconfigure;
 mod record;
 mod replica;
+mod role;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulation;

@@ -189,8 +189,11 @@ impl Store {
     }
 
     fn serve_peers(&self, listener: std::net::TcpListener, tls: Option<transport::PeerTls>) -> anyhow::Result<()> {
+        use crate::role::MembersOnly;
+        use tonic::service::interceptor::InterceptedService;
         use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
         let mut server = Server::builder().tcp_nodelay(true);
+        let members_only = MembersOnly::new(tls.as_ref());
         if let Some(tls) = tls {
             let config = ServerTlsConfig::new()
                 .identity(Identity::from_pem(&tls.certificate, &tls.key))
@@ -202,6 +205,7 @@ impl Store {
         let service = pb::peer_server::PeerServer::new(PeerService::new(self.clone()))
             .max_decoding_message_size(64 << 20)
             .max_encoding_message_size(64 << 20);
+        let service = InterceptedService::new(service, members_only);
         let mut stopped = self.inner.stopped.subscribe();
         tokio::spawn(async move {
             let incoming = tonic::transport::server::TcpIncoming::from(incoming).with_nodelay(Some(true));

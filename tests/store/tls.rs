@@ -7,6 +7,7 @@ use anyhow::ensure;
 pub const TESTS: &[Test] = &[
     ("clients prove themselves by certificate", || Box::pin(clients())),
     ("members prove themselves by certificate", || Box::pin(members())),
+    ("only members speak as members", || Box::pin(members_only())),
     ("beyond loopback it wants certificates", || Box::pin(beyond_loopback())),
 ];
 
@@ -116,6 +117,50 @@ async fn members() -> anyhow::Result<()> {
     }
     ensure!(ctl(servers[0].endpoint(), &["member", "list"]).await?.lines().count() == 4);
     holds(&servers[0].said(), &["tls accept error", "UnknownIssuer"])?;
+    Ok(())
+}
+
+/// A certificate of the members' authority that is not a member's: a node's, a person's. On every route of the peers' listener it is nobody.
+async fn members_only() -> anyhow::Result<()> {
+    use skiff_proto::store as pb;
+    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+    let dir = Dir::new()?;
+    let ours = Authority::new(&dir, "ours")?;
+    for (name, sans) in
+        [("peer", &["skiff-store"][..]), ("person", &[]), ("node", &["node.example"]), ("wild", &["*.example"])]
+    {
+        ours.issue(&dir, name, sans)?;
+    }
+    let (certificate, key, ca) = (dir.arg("peer.crt"), dir.arg("peer.key"), ours.file(&dir));
+    let tls = ["--peer-cert-file", &certificate, "--peer-key-file", &key, "--peer-trusted-ca-file", &ca];
+    let server = Plan::new(&dir, "one", &tls)?.start().await?;
+    let client = |name: &str| -> anyhow::Result<_> {
+        let read = |suffix: &str| std::fs::read(dir.arg(&format!("{name}.{suffix}")));
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(std::fs::read(&ca)?))
+            .identity(Identity::from_pem(read("crt")?, read("key")?))
+            .domain_name("skiff-store");
+        let channel = Endpoint::from_shared(format!("https://{}", server.plan.peer))?.tls_config(tls)?.connect_lazy();
+        Ok(pb::peer_client::PeerClient::new(channel))
+    };
+    for name in ["person", "node", "wild"] {
+        let mut client = client(name)?;
+        let refusals = [
+            ("messages", client.messages(tokio_stream::iter([pb::RaftMessages::default()])).await.err()),
+            ("snapshot", client.snapshot(tokio_stream::iter([pb::SnapshotChunk::default()])).await.err()),
+            ("forward", client.forward(pb::Forwarded::default()).await.err()),
+            ("leases", client.leases(pb::LeasesRequest::default()).await.err()),
+            ("change", client.change(pb::ChangeRequest::default()).await.err()),
+            ("join", client.join(pb::JoinRequest::default()).await.err()),
+        ];
+        for (route, refused) in refusals {
+            let code = refused.as_ref().map(tonic::Status::code);
+            ensure!(code == Some(tonic::Code::PermissionDenied), "{route} as {name}: {refused:?}");
+        }
+    }
+    // The member's own gets further: this answer is the store's.
+    let there = client("peer")?.leases(pb::LeasesRequest::default()).await;
+    ensure!(there.is_ok(), "{there:?}");
     Ok(())
 }
 
