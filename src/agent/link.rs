@@ -188,6 +188,10 @@ impl Link {
                     reason: e.reason,
                     message: e.message,
                     field_path: e.field_path,
+                    name: e.series,
+                    count: e.count,
+                    first_unix_ms: i64::try_from(e.first_ms).unwrap_or(i64::MAX),
+                    last_unix_ms: i64::try_from(e.last_ms).unwrap_or(i64::MAX),
                 })),
             }
             self.inner.wake.notify_one();

@@ -1,13 +1,14 @@
 //! What all pods of a node share.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use skiff_runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-use crate::desired::{Desired, PodEvent, Report};
+use crate::desired::{Desired, Report};
+use crate::events::{Events, Told};
 use crate::fields::Situation;
 use crate::files::Resolver;
 use crate::resources::NodeCapacity;
@@ -58,6 +59,8 @@ pub struct Context {
     pub desired: watch::Receiver<Arc<Desired>>,
     /// News.
     pub reports: mpsc::Sender<Report>,
+    /// What events were told lately.
+    pub events: Mutex<Events>,
 }
 
 impl Context {
@@ -93,16 +96,11 @@ impl Context {
             let list = if init(name) { "initContainers" } else { "containers" };
             format!("spec.{list}{{{name}}}")
         });
-        let event = PodEvent {
-            namespace: id.namespace,
-            name: id.name,
-            uid: id.uid,
-            field_path,
-            warning,
-            reason: reason.to_owned(),
-            message,
-        };
-        let _ = self.reports.send(Report::Event(event)).await;
+        let told = Told { pod: id, field_path, warning, reason: reason.to_owned(), message };
+        let event = self.events.lock().unwrap_or_else(PoisonError::into_inner).take(told, now_ms());
+        if let Some(event) = event {
+            let _ = self.reports.send(Report::Event(event)).await;
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod check;
 mod context;
 mod desired;
 mod env;
+mod events;
 mod fields;
 mod files;
 mod health;

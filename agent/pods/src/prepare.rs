@@ -70,7 +70,7 @@ pub async fn files(
     let mut renew_ms = u64::MAX;
     for request in volumes::token_requests(pod) {
         let key = (request.audience.clone(), request.expiration_seconds);
-        let life_ms = request.expiration_seconds.max(0) as u64 * 1000;
+        let life_ms = (request.expiration_seconds.max(0) as u64).saturating_mul(1000);
         let token = ctx
             .deps
             .tokens
@@ -78,7 +78,7 @@ pub async fn files(
             .await
             .map_err(|error| format!("get a service account token: {error}"))?;
         tokens.insert(key, token);
-        renew_ms = renew_ms.min(now_ms() + life_ms * TOKEN_FRESH.0 / TOKEN_FRESH.1);
+        renew_ms = renew_ms.min(now_ms().saturating_add(life_ms / TOKEN_FRESH.1 * TOKEN_FRESH.0));
     }
     let texts = small_files(ctx, pod, ip);
     let (pod, made, paths) = (pod.clone(), made.clone(), paths.clone());

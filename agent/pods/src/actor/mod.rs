@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::backoff::Backoff;
 use crate::context::{Context, now_ms};
 use crate::desired::Key;
 use crate::kill::Killer;
@@ -31,8 +32,12 @@ use crate::visible::Directory;
 
 /// Results of a pod's tasks that wait to be read; more than a pod with many containers ever has at once.
 const EVENTS_MAX: usize = 64;
-/// Until a failed sandbox or volume is tried again.
+/// Until a sandbox that could not be removed is tried again.
 const RETRY_MS: u64 = 2_000;
+/// Between attempts to make a sandbox or to fill volumes: doubled from the first to the longest, as the kubelet does
+/// (its exponential back-off of volume operations).
+const SETUP_FIRST_MS: u64 = 500;
+const SETUP_LONGEST_MS: u64 = 122_000;
 /// Until a container whose configuration lacks something is tried again, unless the objects change before.
 const CONFIG_RETRY_MS: u64 = 5_000;
 
@@ -84,6 +89,8 @@ pub struct Actor {
     /// When files want to be written again for their tokens.
     renew_ms: u64,
     refreshing: bool,
+    sandbox_backoff: Backoff,
+    files_backoff: Backoff,
     /// The pod was over before this agent ever saw it: its status is not ours to write.
     quiet: bool,
     events: mpsc::Receiver<Event>,
@@ -119,6 +126,8 @@ impl Actor {
             saved: None,
             renew_ms: u64::MAX,
             refreshing: false,
+            sandbox_backoff: Backoff::default(),
+            files_backoff: Backoff::default(),
             quiet: over,
             events,
             sender,
@@ -346,12 +355,13 @@ impl Actor {
 
     /// Writes files: the first time, or again because objects changed or tokens age.
     fn refresh(&mut self, first: bool) {
+        // Whoever cannot write now is not woken for it again: the next files that are written set a new time.
+        self.renew_ms = u64::MAX;
         let Some(made) = self.made.clone() else { return };
         if self.refreshing || (!first && self.observed.volumes != Volumes::Ready) {
             return;
         }
         self.refreshing = true;
-        self.renew_ms = u64::MAX;
         let (ctx, pod, paths, ip, sender) =
             (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
         tokio::spawn(async move {
@@ -406,7 +416,7 @@ impl Actor {
         let Some(container) = self.container(name) else { return };
         let live = self.live.entry(name.to_owned()).or_default();
         live.cancel.cancel();
-        let deadline_ms = now_ms() + grace_seconds * 1000;
+        let deadline_ms = now_ms().saturating_add(grace_seconds.saturating_mul(1000));
         let Some(made) = self.made.clone() else { return };
         if !matches!(self.observed.containers.get(name).map(|seen| &seen.stage), Some(Stage::Running { .. })) {
             return;
