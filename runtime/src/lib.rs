@@ -25,6 +25,7 @@ mod helper;
 pub mod image;
 pub mod spec;
 mod sys;
+pub mod sysctl;
 mod wire;
 
 pub use client::{Attached, ExecIo, ExecSession, Pod, Recovered, Runtime, RuntimeConfig};

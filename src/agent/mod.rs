@@ -47,6 +47,10 @@ pub struct Options {
     /// Part of the names of control groups: two agents on one machine need two.
     pub cgroup: String,
     pub insecure_registries: Vec<String>,
+    /// Most processes and threads in a pod; 0 for no limit.
+    pub pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// Runs an agent until it is told to stop; its pods go on.
@@ -88,7 +92,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cluster_dns: vec![welcome.cluster_dns.clone()],
         cluster_domain: welcome.cluster_domain.clone(),
         capacity: machine.capacity(),
-        pids_max: 0,
+        pod_pids_max: options.pod_pids_limit,
+        allowed_unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
     };
     let pods = Pods::start(config, deps, desired, reports_in).await?;
     let names = names::start(&welcome).await?;

@@ -32,8 +32,10 @@ pub struct PodsConfig {
     pub cluster_domain: String,
     /// What the node can give.
     pub capacity: NodeCapacity,
-    /// Most processes in a container; 0 for no limit.
-    pub pids_max: u64,
+    /// Most processes and threads in a pod; 0 for no limit.
+    pub pod_pids_max: u64,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// What the pods need from outside.

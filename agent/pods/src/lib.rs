@@ -17,6 +17,7 @@
 //! Deliberately absent: the API, its streams, and any knowledge of other nodes.
 
 mod actor;
+mod admit;
 mod atomic;
 mod backoff;
 mod check;

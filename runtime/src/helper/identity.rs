@@ -63,7 +63,7 @@ pub fn resolve(security: &Security, passwd: &str, group: &str) -> Result<User, S
         (None, None) => entry.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0),
     };
     let mut groups = security.groups.clone();
-    if let Some(entry) = &entry {
+    if let Some(entry) = entry.as_ref().filter(|_| !security.strict_groups) {
         let member =
             |fields: &Vec<&str>| fields.get(3).is_some_and(|names| names.split(',').any(|name| name == entry[0]));
         groups.extend(groups_of().filter(member).filter_map(|fields| number(fields[2])));

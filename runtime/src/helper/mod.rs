@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Result, on};
 use crate::spec::PodSpec;
-use crate::sys;
+use crate::{sys, sysctl};
 
 /// The name under which the binary is a helper.
 pub const PROGRAM: &str = "skiff-pod";
@@ -36,6 +36,10 @@ pub const CONFIG_FILE: &str = "pod.json";
 pub const RECORD_FILE: &str = "helper.json";
 /// The pod's `/dev/shm`, mounted in the helper's namespace only.
 pub const SHM_DIR: &str = "shm";
+
+/// In a pod's own network namespace any user may serve any port and send echo requests, as with other runtimes: who is in
+/// there owns all of it. A pod's own parameters are set after these.
+const OPEN_NETWORK: [(&str, &str); 2] = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
 
 /// What a helper is told on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -129,12 +133,17 @@ fn prepare(dir: &Path) -> Result<server::Server> {
         .context(|| "detach the helper's mounts".into())?;
     if !spec.host_network {
         loopback_up().context(|| "bring up the pod's loopback interface".into())?;
+        // Best effort: a kernel that lacks one of them gives programs without rights a little less.
+        for (name, value) in OPEN_NETWORK {
+            let _ = fs::write(Path::new("/proc/sys/net/ipv4").join(name), value);
+        }
     }
     if !spec.hostname.is_empty() {
         nix::unistd::sethostname(&spec.hostname).context(|| format!("set the host name {:?}", spec.hostname))?;
     }
     for (name, value) in &spec.sysctls {
-        let file = Path::new("/proc/sys").join(sys::clean(Path::new(&name.replace('.', "/"))));
+        let refused = |why| crate::Error::Invalid { what: "kernel parameter", value: name.clone(), why };
+        let file = sysctl::file(name, spec.host_network, spec.host_ipc).map_err(refused)?;
         fs::write(&file, value).context(|| format!("set the kernel parameter {name} to {value:?}"))?;
     }
     if !spec.host_ipc {

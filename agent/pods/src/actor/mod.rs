@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admit;
 use crate::backoff::Backoff;
 use crate::context::{Context, now_ms};
 use crate::desired::Key;
@@ -56,7 +57,7 @@ pub struct Input {
 
 /// What comes back from a pod's tasks.
 enum Event {
-    Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), String>),
+    Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), prepare::SandboxError>),
     TornDown,
     Files { first: bool, result: Result<u64, String> },
     Started { name: String, attempt: u32, result: Result<Started, StartError> },
@@ -190,6 +191,7 @@ impl Actor {
 
     /// Runs until the pod is gone or the agent ends.
     pub async fn run(mut self) {
+        self.admit().await;
         loop {
             self.observe().await;
             let now = now_ms();
@@ -225,6 +227,22 @@ impl Actor {
             while let Ok(event) = self.events.try_recv() {
                 self.handle(event).await;
             }
+        }
+    }
+
+    /// A pod of which nothing has run yet may be refused altogether.
+    async fn admit(&mut self) {
+        let begun = self.made.is_some() || !self.observed.containers.is_empty() || self.observed.end.is_some();
+        if begun || self.pod().metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let host = admit::Host::read();
+        if let Some(end) = admit::refusal(self.pod(), &self.ctx.config.allowed_unsafe_sysctls, host) {
+            self.act(Action::End(end), now_ms()).await;
+            return;
+        }
+        for ignored in admit::ignored(self.pod(), host) {
+            self.event(None, true, "IgnoredField", ignored.into()).await;
         }
     }
 

@@ -113,12 +113,11 @@ impl Actor {
                 self.observed.ip = ip;
                 self.observed.shown_ip = self.observed.ip.clone().or(host);
             }
-            Event::Sandbox(Err(why)) => {
-                let message = format!("Failed to create pod sandbox: {why}");
+            Event::Sandbox(Err((reason, message))) => {
                 self.sandbox_backoff.attempt_within(now, SETUP_FIRST_MS, SETUP_LONGEST_MS);
                 let retry_ms = now + self.sandbox_backoff.wait_ms;
-                self.observed.sandbox = Sandbox::Failed { message: why, retry_ms };
-                self.event(None, true, "FailedCreatePodSandBox", message).await;
+                self.observed.sandbox = Sandbox::Failed { message: message.clone(), retry_ms };
+                self.event(None, true, reason, message).await;
             }
             Event::TornDown => self.torn_down(),
             Event::Files { first, result } => self.files_written(first, result, now).await,
@@ -205,6 +204,11 @@ impl Actor {
             }
             Err(StartError::Config(message)) => {
                 seen.stage = waiting("CreateContainerConfigError", message, now + CONFIG_RETRY_MS)
+            }
+            Err(StartError::Unsupported(message)) => {
+                seen.image_backoff.attempt(now);
+                let retry_ms = now + seen.image_backoff.wait_ms;
+                seen.stage = waiting("CreateContainerError", message, retry_ms);
             }
             Err(StartError::Run { image_ref, message }) => {
                 seen.image_ref = image_ref;
