@@ -7,6 +7,7 @@ mod archive;
 mod build;
 mod digest;
 mod elf;
+mod guard;
 mod name;
 mod registry;
 mod store;

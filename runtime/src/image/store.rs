@@ -313,7 +313,7 @@ impl ImageStore {
             return Err(format("an image has 1 to 127 layers"));
         }
         self.unpack_layers(&layers)?;
-        let size_bytes = config.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let size_bytes = manifest.layers.iter().fold(config.size, |sum, layer| sum.saturating_add(layer.size));
         let record = ImageRecord {
             id,
             manifest: manifest_digest,
