@@ -100,10 +100,15 @@ pub struct Mount {
     pub sub_path: String,
     /// Absolute path in the container; made when absent.
     pub target: String,
-    /// Refuse writes, in every mount below too.
+    /// Refuse writes.
     pub read_only: bool,
+    /// ... in every mount below too.
+    pub recursive_read_only: bool,
     /// Mounts that the host makes later below `source` show up in the container.
     pub host_to_container: bool,
+    /// That, and mounts that the container makes show up on the host (and in other containers that have
+    /// `host_to_container`). The source's mount must be shared (mount_namespaces(7)).
+    pub bidirectional: bool,
     /// Permit device files to be opened (off: they are inert).
     pub devices: bool,
 }

@@ -177,15 +177,24 @@ impl Parts<'_> {
             if sub_path.starts_with('/') || sub_path.split('/').any(|part| part == "..") {
                 return Err(format!("subPath {sub_path:?} must be relative and without '..'"));
             }
+            let bidirectional = wanted.mount_propagation.as_deref() == Some("Bidirectional");
+            if bidirectional && (!privileged || place.tmpfs.is_some()) {
+                return Err(format!(
+                    "mountPropagation Bidirectional of {:?} is for privileged containers and volumes on the node's file systems",
+                    wanted.name
+                ));
+            }
             mounts.push(Mount {
                 source: place.path.clone(),
                 sub_path,
                 target: wanted.mount_path.clone(),
                 read_only: wanted.read_only.unwrap_or(false) || place.content == Content::Files,
-                host_to_container: matches!(
-                    wanted.mount_propagation.as_deref(),
-                    Some("HostToContainer" | "Bidirectional")
+                recursive_read_only: matches!(
+                    wanted.recursive_read_only.as_deref(),
+                    Some("Enabled" | "IfPossible")
                 ),
+                host_to_container: wanted.mount_propagation.as_deref() == Some("HostToContainer"),
+                bidirectional,
                 devices: privileged && matches!(place.content, Content::Host(_)),
             });
         }

@@ -24,11 +24,12 @@ use crate::wire::{self, StartRequest};
 /// A process's own ends of its three pipes; none when it gets a terminal.
 pub type Stdio = Option<[OwnedFd; 3]>;
 
-/// Becomes the first process of a container.
+/// Becomes the first process of a container. `host`: the host's mount namespace.
 pub fn container(
     request: &StartRequest,
     pod: &PodSpec,
     pod_dir: &Path,
+    host: &OwnedFd,
     stdio: Stdio,
     channel: &OwnedFd,
 ) -> Result<Infallible, String> {
@@ -39,7 +40,7 @@ pub fn container(
     // Lowering it below the host's own takes a capability that a nested host may lack; that only changes who is killed first.
     let _ = fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string());
     spec.rlimits.iter().try_for_each(set_rlimit)?;
-    mounts::enter_root(request, pod, pod_dir)?;
+    mounts::enter_root(request, pod, pod_dir, host)?;
     become_program(spec, &spec.args, &[], &spec.cwd, &pod.hostname, stdio, channel)
 }
 

@@ -117,6 +117,9 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     let text = fs::read(&file).context(on("read", &file))?;
     let config: HelperConfig = serde_json::from_slice(&text).map_err(io::Error::from).context(on("read", &file))?;
     let spec = &config.spec;
+    // What is forked here enters containers before it runs their programs: until then nobody in there may look into it, by
+    // ptrace or through /proc/PID/fd (PR_SET_DUMPABLE in prctl(2); the program that is run is ordinary again).
+    nix::sys::prctl::set_dumpable(false).context(|| "hide the helper from its containers".into())?;
     nix::unistd::setsid().context(|| "start a session for the helper".into())?;
     nix::sys::prctl::set_name(c"skiff-pod").context(|| "name the helper".into())?;
     nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper".into())?;
@@ -124,6 +127,7 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     config.helper_cgroup.enter()?;
 
+    let host_mounts = fs::File::open("/proc/self/ns/mnt").context(|| "open the host's mount namespace".into())?.into();
     let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNET, !spec.host_network);
     flags.set(CloneFlags::CLONE_NEWIPC, !spec.host_ipc);
@@ -153,7 +157,7 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     for volume in &spec.tmpfs {
         tmpfs(&volume.path, volume.size_bytes, volume.mode)?;
     }
-    server::Server::new(dir, config)
+    server::Server::new(dir, config, host_mounts)
 }
 
 fn tmpfs(dir: &Path, size_bytes: u64, mode: u32) -> Result<()> {

@@ -50,6 +50,8 @@ enum Token {
 pub struct Server {
     dir: PathBuf,
     config: HelperConfig,
+    /// The host's mount namespace.
+    host_mounts: OwnedFd,
     listener: UnixListener,
     signals: SignalFd,
     lease: OwnedFd,
@@ -65,7 +67,7 @@ pub struct Server {
 
 impl Server {
     /// Listens and leaves the record by which a restarted agent knows the helper.
-    pub fn new(dir: &Path, config: HelperConfig) -> Result<Server> {
+    pub fn new(dir: &Path, config: HelperConfig, host_mounts: OwnedFd) -> Result<Server> {
         let mut set = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             set.add(signal);
@@ -92,6 +94,7 @@ impl Server {
         Ok(Server {
             dir: dir.to_owned(),
             config,
+            host_mounts,
             listener,
             signals,
             lease,
@@ -338,7 +341,7 @@ impl Server {
         if self.containers.iter().any(|have| have.state.id == request.spec.id) {
             return Err(format!("there is a container {} already", request.spec.id));
         }
-        let mut container = Container::start(request, &self.config.spec, &self.dir, self.pause)
+        let mut container = Container::start(request, &self.config.spec, &self.dir, self.pause, &self.host_mounts)
             .map_err(|error| format!("start the container's process: {error}"))?;
         container.waiter = Some(id);
         self.containers.push(container);
