@@ -96,10 +96,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         allowed_unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
     };
     let pods = Pods::start(config, deps, desired, reports_in).await?;
+    let ranges = [&welcome.cluster_cidr, &welcome.service_cidr].into_iter().filter_map(|text| text.parse().ok()).collect();
     let names = names::start(&welcome).await?;
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));
-    tokio::spawn(wiring::follow(link.clone(), network, names, desired_in, options.node.clone()));
+    tokio::spawn(wiring::follow(link.clone(), network, names, desired_in, options.node.clone(), ranges));
     tokio::spawn(crate::memory::give_back());
     link.ready();
     tracing::info!(node = options.node, %node_ip, pod_cidr = welcome.pod_cidr, "this node runs");
