@@ -23,6 +23,7 @@ mod client;
 mod error;
 mod helper;
 pub mod image;
+pub mod private;
 pub mod spec;
 mod sys;
 pub mod sysctl;

@@ -107,7 +107,7 @@ impl Link {
         }
         let mut answer = self.inner.welcome.subscribe();
         let welcome = answer.wait_for(Option::is_some).await?.clone().unwrap_or_default();
-        std::fs::write(&path, prost::Message::encode_to_vec(&welcome))?;
+        skiff_runtime::private::write(&path, &prost::Message::encode_to_vec(&welcome))?;
         Ok(welcome)
     }
 

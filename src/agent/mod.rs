@@ -59,7 +59,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("an agent makes namespaces, mounts and control groups: it has to run as root");
     }
     let dir = options.data_dir.join("agent");
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    skiff_runtime::private::dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     let _only_one = machine::lock(&dir)?;
     let enrolled = enrol::enrol(&dir, &options.node, &options.server, options.token.as_deref()).await?;
     let node_ip = match options.node_ip {

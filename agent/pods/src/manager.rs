@@ -32,7 +32,7 @@ impl Pods {
         desired: watch::Receiver<Arc<Desired>>,
         reports: mpsc::Sender<Report>,
     ) -> anyhow::Result<Pods> {
-        std::fs::create_dir_all(&config.root_dir)?;
+        skiff_runtime::private::dir(&config.root_dir)?;
         let ctx = Arc::new(Context { config, deps, desired, reports, events: Mutex::default() });
         let directory = Directory::default();
         let mut manager = Manager { ctx, directory: directory.clone(), pods: BTreeMap::new(), over: BTreeSet::new(), tasks: JoinSet::new() };

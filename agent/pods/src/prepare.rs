@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use skiff_runtime::Pod as RuntimePod;
+use skiff_runtime::{Pod as RuntimePod, private};
 
 use crate::admit;
 use crate::atomic;
@@ -122,7 +122,7 @@ fn small_files(ctx: &Context, pod: &Pod, ip: Option<&str>) -> Texts {
 }
 
 fn write_small(dir: &Path, texts: &Texts) -> Result<(), String> {
-    fs::create_dir_all(dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
+    private::dir(dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
     for (name, text) in texts {
         let file = dir.join(name);
         // In place: a running container has this very file mounted.

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 
 use super::identity;
@@ -20,6 +21,9 @@ use super::{mounts, seccomp};
 use crate::spec::{ContainerSpec, PodSpec, Rlimit, Security};
 use crate::sys;
 use crate::wire::{self, StartRequest};
+
+/// The file mode creation mask with which programs begin, as with other runtimes (OCI runtime specification, `user.umask`).
+const UMASK: libc::mode_t = 0o022;
 
 /// A process's own ends of its three pipes; none when it gets a terminal.
 pub type Stdio = Option<[OwnedFd; 3]>;
@@ -34,6 +38,7 @@ pub fn container(
     channel: &OwnedFd,
 ) -> Result<Infallible, String> {
     let spec = &request.spec;
+    nix::sys::stat::umask(Mode::from_bits_truncate(UMASK));
     nix::unistd::setsid().map_err(|error| format!("start a session: {error}"))?;
     request.cgroup.enter().map_err(|error| error.to_string())?;
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|error| format!("make a control group namespace: {error}"))?;
@@ -54,6 +59,7 @@ pub fn become_program(
     stdio: Stdio,
     channel: &OwnedFd,
 ) -> Result<Infallible, String> {
+    nix::sys::stat::umask(Mode::from_bits_truncate(UMASK));
     let security = &spec.security;
     let user = identity::resolve_here(security)?;
     match stdio {

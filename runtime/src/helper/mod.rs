@@ -120,6 +120,8 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     // What is forked here enters containers before it runs their programs: until then nobody in there may look into it, by
     // ptrace or through /proc/PID/fd (PR_SET_DUMPABLE in prctl(2); the program that is run is ordinary again).
     nix::sys::prctl::set_dumpable(false).context(|| "hide the helper from its containers".into())?;
+    // What the helper itself writes (logs) is for root and its group; its containers begin with the usual mask again.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
     nix::unistd::setsid().context(|| "start a session for the helper".into())?;
     nix::sys::prctl::set_name(c"skiff-pod").context(|| "name the helper".into())?;
     nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper".into())?;

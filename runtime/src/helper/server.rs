@@ -4,7 +4,6 @@
 //! does is told to the connections that watch, always as the whole state.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -90,7 +89,7 @@ impl Server {
             .map_err(io::Error::from)
             .context(|| "write the record".into())?;
         let file = dir.join(RECORD_FILE);
-        fs::write(&file, record).context(on("write", &file))?;
+        crate::private::write(&file, &record).context(on("write", &file))?;
         Ok(Server {
             dir: dir.to_owned(),
             config,

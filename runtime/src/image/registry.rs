@@ -1,6 +1,9 @@
 //! Pulling from a registry (OCI distribution specification), with what a Docker configuration says about passwords.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,16 +14,18 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::digest::Digest;
 use super::name::ImageName;
-use super::store::{ImageRecord, ImageStore};
+use super::store::{DOCUMENT_BYTES_MAX, ImageRecord, ImageStore};
 use super::{Manifest, architecture, choose};
 use crate::error::{Context, Error, Result, on};
 
 /// Blobs that are fetched at the same time.
 const FETCHES_MAX: usize = 3;
+/// Bytes of a packed layer.
+const BLOB_BYTES_MAX: u64 = 64 << 30;
 const ACCEPTED: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -148,7 +153,16 @@ impl ImageStore {
             if self.has_blob(&blob) {
                 continue;
             }
-            let size = descriptor.size as i64;
+            let size = descriptor.size;
+            let most = if Some(&descriptor.digest) == manifest.config.as_ref().map(|config| &config.digest) {
+                DOCUMENT_BYTES_MAX
+            } else {
+                BLOB_BYTES_MAX
+            };
+            if size > most {
+                let why = format!("its manifest names a blob of {size} bytes, more than the {most} that are taken");
+                return Err(Error::Pull { image: name.to_string(), why, not_found: false });
+            }
             let (store, client, reference, name, slots) =
                 (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
             tasks.spawn(async move {
@@ -195,11 +209,13 @@ impl ImageStore {
         reference: &Reference,
         name: &ImageName,
         blob: &Digest,
-        size: i64,
+        size: u64,
     ) -> Result<()> {
         let path = self.temporary();
-        let mut file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
-        let descriptor = OciDescriptor { digest: blob.to_string(), size, ..OciDescriptor::default() };
+        let file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
+        let signed = i64::try_from(size).unwrap_or(i64::MAX);
+        let descriptor = OciDescriptor { digest: blob.to_string(), size: signed, ..OciDescriptor::default() };
+        let mut file = AtMost { inner: file, left: size };
         let pulled = client.pull_blob(reference, &descriptor, &mut file).await;
         let flushed = file.flush().await;
         if let Err(error) = pulled {
@@ -210,6 +226,32 @@ impl ImageStore {
         let (store, blob) = (self.clone(), blob.clone());
         let kept = tokio::task::spawn_blocking(move || store.keep_file(&path, &blob)).await;
         kept.map_err(|error| Error::Helper(format!("checking a blob ended: {error}")))?
+    }
+}
+
+/// A file that takes no more than was announced: a registry that goes on sending ends in an error, not in a full disk.
+struct AtMost<W> {
+    inner: W,
+    left: u64,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for AtMost<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.len() as u64 > self.left {
+            let text = "the registry sends more bytes of a blob than its manifest says";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
+        self.left -= written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
@@ -230,7 +272,24 @@ fn failed(name: &ImageName, error: &OciDistributionError) -> Error {
         why = format!("{why}: {cause}");
         source = cause.source();
     }
+    if let Some(advice) = advice(&why, &name.registry) {
+        why = format!("{why}; {advice}");
+    }
     Error::Pull { image: name.to_string(), why, not_found }
+}
+
+/// What to do about a connection that could not be made secure.
+fn advice(why: &str, registry: &str) -> Option<String> {
+    if why.contains("InvalidContentType") {
+        let text = "it seems to speak plain HTTP: start servers and agents with --insecure-registry";
+        return Some(format!("{text} {registry} if it shall be trusted without encryption"));
+    }
+    let distrusted = ["CaUsedAsEndEntity", "UnknownIssuer", "invalid peer certificate"];
+    distrusted.iter().any(|word| why.contains(word)).then(|| {
+        format!(
+            "its certificate is not signed by an authority that is trusted here: put the authority's certificate (PEM) at registries/{registry}/ca.crt in the data directory"
+        )
+    })
 }
 
 #[cfg(test)]

@@ -18,12 +18,13 @@ use super::name::ImageName;
 use super::unpack::{decompress, unpack};
 use super::{ConfigBlob, ImageConfig, Manifest, architecture, choose};
 use crate::error::{Context, Error, Result, on};
+use crate::private;
 
 /// Digits of a layer's directory name: few, because all lower directories of an overlay must fit into one page, and
 /// enough that no two layers meet.
 const LAYER_NAME_LEN: usize = 26;
 /// Manifests and configurations are read into memory; a larger one is not a document.
-const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// An image in the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +141,7 @@ impl Drop for Writing {
 impl ImageStore {
     /// Opens a store, making its directories when absent. One process a directory. `insecure`: registries (`host:port`) without TLS.
     pub fn open(dir: &Path, insecure: &[String]) -> Result<ImageStore> {
+        private::dir(dir).context(on("make", dir))?;
         let temporary = dir.join("tmp");
         match fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

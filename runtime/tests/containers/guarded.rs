@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("guarded::no_volume_in_proc", no_volume_in_proc),
     ("guarded::mounts_go_where_they_are_meant_to", mounts_go_where_they_are_meant_to),
     ("guarded::parameters_of_the_host", parameters_of_the_host),
+    ("guarded::other_users_see_nothing", other_users_see_nothing),
 ];
 
 /// A program that joins a container is in its namespaces for a while before it is a program of the container: it must
@@ -137,5 +138,32 @@ fn parameters_of_the_host() -> Result<(), Failed> {
         check("net.ipv4.ip_forward", true, "would be the host's").await?;
         check("kernel.printk_ratelimit_burst", false, "of the whole machine").await?;
         check("net/../kernel/core_pattern", false, "not the name of a kernel parameter").await
+    })
+}
+
+/// Whatever other users of the machine could open begins below a directory that they cannot enter.
+fn other_users_see_nothing() -> Result<(), Failed> {
+    use std::os::unix::fs::PermissionsExt;
+    with(async |fixture| {
+        let pod = fixture.pod("modes").await?;
+        let (state, log) = fixture.run(&pod, fixture.container("main", "umask; touch /x; stat -c %a /x /; touch /tmp/y")).await?;
+        equal((state.exit_code, log.as_str()), (0, "0022\n644\n755\n"))?;
+        let mode = |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode() & 0o7777);
+        for (dir, expect) in [("state", 0o700), ("images", 0o700), ("state/pods", 0o700), ("state/pods/modes", 0o700)] {
+            equal((dir, mode(&fixture.dir.join(dir))?), (dir, expect))?;
+        }
+        for file in ["pod.json", "helper.json", "containers/main/spec.json"] {
+            let path = fixture.dir.join("state/pods/modes").join(file);
+            if path.exists() {
+                equal((file, mode(&path)?), (file, 0o600))?;
+            }
+        }
+        equal(mode(&fixture.log_path("main"))?, 0o640)?;
+        // What an older version left open is closed.
+        let images = fixture.dir.join("images");
+        std::fs::set_permissions(&images, PermissionsExt::from_mode(0o755))?;
+        drop(skiff_runtime::ImageStore::open(&images, &[])?);
+        equal(mode(&images)?, 0o700)?;
+        Ok(pod.delete().await?)
     })
 }
