@@ -72,6 +72,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cgroup_parent: options.cgroup.clone(),
         insecure_registries: options.insecure_registries.clone(),
     })?;
+    runtime.images().trust(options.data_dir.join("registries"));
     let machine = machine::Machine::read(&options.node, node_ip, &options.labels);
     let link = link::Link::start(dir.clone(), enrolled, machine.clone());
     let welcome = link.welcome(&dir).await?;

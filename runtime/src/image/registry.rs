@@ -1,6 +1,6 @@
 //! Pulling from a registry (OCI distribution specification), with what a Docker configuration says about passwords.
 
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
@@ -18,7 +18,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::digest::Digest;
 use super::name::ImageName;
-use super::store::{DOCUMENT_BYTES_MAX, ImageRecord, ImageStore};
+use super::store::{Access, DOCUMENT_BYTES_MAX, ImageRecord, ImageStore};
 use super::{Manifest, architecture, choose};
 use crate::error::{Context, Error, Result, on};
 
@@ -26,6 +26,8 @@ use crate::error::{Context, Error, Result, on};
 const FETCHES_MAX: usize = 3;
 /// Bytes of a packed layer.
 const BLOB_BYTES_MAX: u64 = 64 << 30;
+/// Bytes of a file with authorities' certificates.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 const ACCEPTED: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -78,6 +80,14 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// Tells credentials apart without keeping them.
+    pub(super) fn digest(&self) -> String {
+        let parts = [self.username.as_bytes(), &[0], self.password.as_bytes()];
+        Digest::of(&parts.concat()).to_string()
+    }
+}
+
 impl Entry {
     fn credentials(self) -> Option<Credentials> {
         if !self.username.is_empty() {
@@ -120,6 +130,7 @@ impl ImageStore {
             protocol: ClientProtocol::HttpsExcept(self.plain(&name)),
             connect_timeout: Some(Duration::from_secs(10)),
             read_timeout: Some(Duration::from_secs(60)),
+            extra_root_certificates: self.authorities(&name)?,
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|error| failed(&name, &error))?;
@@ -174,8 +185,40 @@ impl ImageStore {
             done.map_err(|error| Error::Helper(format!("a fetch ended: {error}")))??;
         }
         let store = self.clone();
-        let added = tokio::task::spawn_blocking(move || store.add(&digest, &[name])).await;
+        let access = Access {
+            public: credentials.is_none(),
+            credentials: credentials.iter().map(|credentials| credentials.digest()).collect(),
+        };
+        let added = tokio::task::spawn_blocking(move || {
+            let pulled = [(name.family(), access)].into();
+            store.add_pulled(&digest, &[name], pulled)
+        })
+        .await;
         added.map_err(|error| Error::Helper(format!("unpacking ended: {error}")))?
+    }
+
+    /// Authorities that sign for this registry, beside those that everybody trusts.
+    fn authorities(&self, name: &ImageName) -> Result<Vec<Certificate>> {
+        const MARK: &str = "-----BEGIN CERTIFICATE-----";
+        let Some(dir) = self.registries_dir().filter(|_| !name.registry.starts_with('.')) else { return Ok(Vec::new()) };
+        let path = dir.join(&name.registry).join("ca.crt");
+        let mut text = String::new();
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(on("read", &path)),
+        };
+        file.take(AUTHORITIES_BYTES_MAX).read_to_string(&mut text).context(on("read", &path))?;
+        let each = text.split(MARK).skip(1).map(|rest| Certificate {
+            encoding: CertificateEncoding::Pem,
+            data: format!("{MARK}{rest}").into_bytes(),
+        });
+        let found: Vec<Certificate> = each.collect();
+        if found.is_empty() {
+            let why = "it has no certificate in PEM form".into();
+            return Err(Error::Format { what: path.display().to_string(), why });
+        }
+        Ok(found)
     }
 
     /// Registries without TLS: those that were named, and this machine.
@@ -284,7 +327,12 @@ fn advice(why: &str, registry: &str) -> Option<String> {
         let text = "it seems to speak plain HTTP: start servers and agents with --insecure-registry";
         return Some(format!("{text} {registry} if it shall be trusted without encryption"));
     }
-    let distrusted = ["CaUsedAsEndEntity", "UnknownIssuer", "invalid peer certificate"];
+    if why.contains("CaUsedAsEndEntity") {
+        return Some(format!(
+            "its certificate is that of an authority itself: give it a server's certificate that the authority signed, and put the authority's own (PEM) at registries/{registry}/ca.crt in the data directory"
+        ));
+    }
+    let distrusted = ["UnknownIssuer", "invalid peer certificate"];
     distrusted.iter().any(|word| why.contains(word)).then(|| {
         format!(
             "its certificate is not signed by an authority that is trusted here: put the authority's certificate (PEM) at registries/{registry}/ca.crt in the data directory"
@@ -295,6 +343,18 @@ fn advice(why: &str, registry: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_to_do_about_a_connection() {
+        let check = |why: &str, part: &str| {
+            let got = advice(why, "reg.example:5000").unwrap_or_default();
+            assert!(if part.is_empty() { got.is_empty() } else { got.contains(part) }, "{why}: {got}");
+        };
+        check("received corrupt message of type InvalidContentType", "--insecure-registry reg.example:5000");
+        check("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "registries/reg.example:5000/ca.crt");
+        check("invalid peer certificate: UnknownIssuer", "registries/reg.example:5000/ca.crt");
+        check("connection refused", "");
+    }
 
     #[test]
     fn docker_configurations() {
