@@ -180,14 +180,7 @@ pub fn attach_tree(tree: &impl AsRawFd, target: &impl AsRawFd) -> io::Result<()>
     let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
     // SAFETY: the paths live for the call.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            EMPTY.as_ptr(),
-            target.as_raw_fd(),
-            EMPTY.as_ptr(),
-            flags,
-        )
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), EMPTY.as_ptr(), target.as_raw_fd(), EMPTY.as_ptr(), flags)
     };
     check(result).map(drop).map_err(|error| too_old(error, "move_mount", "5.2"))
 }
@@ -198,7 +191,8 @@ const EMPTY: &CStr = c"";
 fn too_old(error: io::Error, call: &str, since: &str) -> io::Error {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => {
-            let text = format!("the kernel has no {call}: containers need Linux 5.12 or newer (this call came with {since})");
+            let text =
+                format!("the kernel has no {call}: containers need Linux 5.12 or newer (this call came with {since})");
             io::Error::new(io::ErrorKind::Unsupported, text)
         }
         _ => error,
@@ -218,7 +212,9 @@ pub fn is_shared(fd: &impl AsRawFd) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     // proc_pid_mountinfo(5): number, parent, device, root, place, options, then optional fields up to a dash.
     let line = mounts.lines().find(|line| line.split(' ').next() == Some(&number.to_string()));
-    Ok(line.is_some_and(|line| line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"))))
+    Ok(line.is_some_and(|line| {
+        line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"))
+    }))
 }
 
 /// Whether a descriptor is of the proc file system.

@@ -76,10 +76,14 @@ mod tests {
         check("kernel.shmmax", own, Some("/proc/sys/kernel/shmmax"));
         check("kernel.sem", own, Some("/proc/sys/kernel/sem"));
         check("fs.mqueue.msg_max", own, Some("/proc/sys/fs/mqueue/msg_max"));
-        for name in ["kernel.printk_ratelimit_burst", "kernel.core_pattern", "vm.overcommit_memory", "fs.file-max", "net", ""] {
+        for name in
+            ["kernel.printk_ratelimit_burst", "kernel.core_pattern", "vm.overcommit_memory", "fs.file-max", "net", ""]
+        {
             check(name, own, None);
         }
-        for name in ["net.//.kernel.core_pattern", "net/../kernel/core_pattern", "net..x", "kernel.shm/../x", "net.x\0y"] {
+        for name in
+            ["net.//.kernel.core_pattern", "net/../kernel/core_pattern", "net..x", "kernel.shm/../x", "net.x\0y"]
+        {
             let path = file(name, false, false).ok();
             assert!(path.as_ref().is_none_or(|path| !path.to_string_lossy().contains("..")), "{name}: {path:?}");
         }

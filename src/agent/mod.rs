@@ -97,7 +97,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         allowed_unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
     };
     let pods = Pods::start(config, deps, desired, reports_in).await?;
-    let ranges = [&welcome.cluster_cidr, &welcome.service_cidr].into_iter().filter_map(|text| text.parse().ok()).collect();
+    let ranges =
+        [&welcome.cluster_cidr, &welcome.service_cidr].into_iter().filter_map(|text| text.parse().ok()).collect();
     let names = names::start(&welcome).await?;
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));

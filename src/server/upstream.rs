@@ -276,7 +276,8 @@ fn event_object(node: &str, event: &pb::Event, now: Timestamp) -> Value {
         skiff_api::meta::format_time(told.unwrap_or(now))
     };
     let about_node = event.pod.is_empty();
-    let (about, namespace) = if about_node { (node, "default") } else { (event.pod.as_str(), event.namespace.as_str()) };
+    let (about, namespace) =
+        if about_node { (node, "default") } else { (event.pod.as_str(), event.namespace.as_str()) };
     let name = Some(event.name.clone()).filter(|name| !name.is_empty());
     let mut involved = json!({
         "kind": if about_node { "Node" } else { "Pod" }, "name": about, "uid": event.uid, "apiVersion": "v1",

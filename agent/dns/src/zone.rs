@@ -313,10 +313,13 @@ mod tests {
         };
         let services: Vec<_> = (0..10_000).map(link).collect();
         let zone = Zone::new("cluster.local", &services, &[]);
-        let find = |n: usize| zone.find(&Name::from_ascii(format!("s{n}.d.svc.cluster.local.")).unwrap(), RecordType::A);
+        let find =
+            |n: usize| zone.find(&Name::from_ascii(format!("s{n}.d.svc.cluster.local.")).unwrap(), RecordType::A);
         assert_eq!(find(0), Found::Loop);
         assert_eq!(find(10_000 - ALIASES_MAX - 1), Found::Loop);
-        assert!(matches!(find(10_000 - ALIASES_MAX), Found::Alias { targets, records: Some(_) } if targets.len() == ALIASES_MAX));
+        assert!(
+            matches!(find(10_000 - ALIASES_MAX), Found::Alias { targets, records: Some(_) } if targets.len() == ALIASES_MAX)
+        );
     }
 
     #[test]
@@ -361,13 +364,21 @@ mod tests {
         check("away.default.svc.cluster.local.", A, "-> Example.com. upstream");
         check("near.default.svc.cluster.local.", A, "-> web.default.svc.cluster.local. 10.43.0.9");
         check("near.default.svc.cluster.local.", AAAA, "-> web.default.svc.cluster.local. ");
-        check("far.default.svc.cluster.local.", A, "-> near.default.svc.cluster.local. -> web.default.svc.cluster.local. 10.43.0.9");
+        check(
+            "far.default.svc.cluster.local.",
+            A,
+            "-> near.default.svc.cluster.local. -> web.default.svc.cluster.local. 10.43.0.9",
+        );
         check("out.default.svc.cluster.local.", A, "-> away.default.svc.cluster.local. -> Example.com. upstream");
         check("self.default.svc.cluster.local.", A, "Loop");
         check("self.default.svc.cluster.local.", RecordType::CNAME, "self.default.svc.cluster.local.");
         check("ring.default.svc.cluster.local.", A, "Loop");
         check("kube-dns.kube-system.svc.cluster.local.", A, "10.43.0.10");
-        check("_dns._udp.kube-dns.kube-system.svc.cluster.local.", SRV, "0 100 53 kube-dns.kube-system.svc.cluster.local.");
+        check(
+            "_dns._udp.kube-dns.kube-system.svc.cluster.local.",
+            SRV,
+            "0 100 53 kube-dns.kube-system.svc.cluster.local.",
+        );
         check("10.0.43.10.in-addr.arpa.", PTR, "kube-dns.kube-system.svc.cluster.local.");
         check("10-42-3-4.any.pod.cluster.local.", A, "10.42.3.4");
         check("10-42-3-4.any.pod.cluster.local.", AAAA, "NoData");

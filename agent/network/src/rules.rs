@@ -78,9 +78,7 @@ impl Protected {
     /// that is, also for an address of a node.
     fn leaves(&self, ip: Ipv4Addr, by_status: bool) -> bool {
         let special = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
-        !special
-            && !self.ranges.iter().any(|range| range.contains(ip))
-            && (by_status || !self.addresses.contains(&ip))
+        !special && !self.ranges.iter().any(|range| range.contains(ip)) && (by_status || !self.addresses.contains(&ip))
     }
 }
 

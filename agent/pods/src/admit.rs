@@ -234,7 +234,10 @@ mod tests {
         let key = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
         annotated.metadata.annotations = Some([(key, "runtime/default".to_owned())].into());
         assert_eq!(refusal(&annotated, &[], PLAIN).map(|end| end.reason), Some("AppArmor".to_owned()));
-        assert_eq!(ignored(&pod(own(json!({"seLinuxOptions": {"level": "s0"}, "windowsOptions": {}}))), PLAIN).len(), 2);
+        assert_eq!(
+            ignored(&pod(own(json!({"seLinuxOptions": {"level": "s0"}, "windowsOptions": {}}))), PLAIN).len(),
+            2
+        );
         assert!(ignored(&pod(json!({})), PLAIN).is_empty());
     }
 
@@ -261,7 +264,10 @@ mod tests {
                 part => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
             }
         };
-        container(json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Default"}}), "");
+        container(
+            json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Default"}}),
+            "",
+        );
         let local = json!({"type": "Localhost", "localhostProfile": "a.json"});
         container(json!({"securityContext": {"seccompProfile": local}}), "a.json");
         container(json!({"securityContext": {"procMount": "Unmasked"}}), "hostUsers");

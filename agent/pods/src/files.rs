@@ -235,7 +235,11 @@ mod tests {
             assert_eq!(name, expect_name);
             let text = hosts(&pod, &name, "cluster.local", &["10.0.0.1".into()], "1.2.3.4 host");
             let host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
-            let head = if host { "# Kubernetes-managed hosts file (host network)." } else { "# Kubernetes-managed hosts file." };
+            let head = if host {
+                "# Kubernetes-managed hosts file (host network)."
+            } else {
+                "# Kubernetes-managed hosts file."
+            };
             assert_eq!(text.lines().next(), Some(head));
             assert!(text.lines().any(|line| line == expect_line), "{text}");
         };

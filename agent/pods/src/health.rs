@@ -30,7 +30,8 @@ pub async fn check(target: &Target, port: u16, service: &str) -> Result<String, 
         .map_err(|error| fail(error.to_string()))?;
     let answer = sender.send_request(request).await.map_err(|error| fail(error.to_string()))?;
     let early = answer.headers().get("grpc-status").cloned();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| fail(error.to_string()))?;
+    let body =
+        Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| fail(error.to_string()))?;
     let late = body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned());
     drop(driver);
     match late.or(early).as_ref().and_then(|status| status.to_str().ok()) {

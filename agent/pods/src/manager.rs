@@ -35,7 +35,13 @@ impl Pods {
         skiff_runtime::private::dir(&config.root_dir)?;
         let ctx = Arc::new(Context { config, deps, desired, reports, events: Mutex::default() });
         let directory = Directory::default();
-        let mut manager = Manager { ctx, directory: directory.clone(), pods: BTreeMap::new(), over: BTreeSet::new(), tasks: JoinSet::new() };
+        let mut manager = Manager {
+            ctx,
+            directory: directory.clone(),
+            pods: BTreeMap::new(),
+            over: BTreeSet::new(),
+            tasks: JoinSet::new(),
+        };
         manager.recover().await?;
         let task = tokio::spawn(manager.run());
         Ok(Pods { directory, task })

@@ -74,9 +74,9 @@ impl Starter {
     pub async fn start(&self, container: &Container, attempt: u32) -> Result<Started, StartError> {
         let image = self.image(container).await?;
         let started = self.run(container, attempt, &image).await;
-        if let Err(
-            StartError::Config(message) | StartError::Unsupported(message) | StartError::Run { message, .. },
-        ) = &started {
+        if let Err(StartError::Config(message) | StartError::Unsupported(message) | StartError::Run { message, .. }) =
+            &started
+        {
             self.ctx.event(&self.pod, Some(&container.name), true, "Failed", format!("Error: {message}")).await;
         }
         started

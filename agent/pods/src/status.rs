@@ -321,9 +321,11 @@ mod tests {
                     (status.name, status.ready, waiting.unwrap_or_default())
                 })
                 .collect();
-            let expect: Vec<_> = expect.iter().map(|(name, ready, why)| (name.to_string(), *ready, why.to_string())).collect();
+            let expect: Vec<_> =
+                expect.iter().map(|(name, ready, why)| (name.to_string(), *ready, why.to_string())).collect();
             assert_eq!(got, expect);
-            let initialized = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Initialized");
+            let initialized =
+                status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Initialized");
             assert_eq!(initialized.and_then(|condition| condition.message).unwrap_or_default(), message);
         };
         let running = || Stage::Running { started_ms: 0, killing: false };

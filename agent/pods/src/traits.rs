@@ -109,7 +109,9 @@ pub enum ImageError {
         image: String,
     },
     /// `ErrImageNeverPull`: it is here, but another's credentials brought it.
-    #[error("Container image {image:?} is present, but was pulled with credentials that this pod does not have, and the pull policy of Never forbids to ask the registry")]
+    #[error(
+        "Container image {image:?} is present, but was pulled with credentials that this pod does not have, and the pull policy of Never forbids to ask the registry"
+    )]
     NotYours {
         /// As written.
         image: String,

@@ -189,10 +189,7 @@ impl Parts<'_> {
                 sub_path,
                 target: wanted.mount_path.clone(),
                 read_only: wanted.read_only.unwrap_or(false) || place.content == Content::Files,
-                recursive_read_only: matches!(
-                    wanted.recursive_read_only.as_deref(),
-                    Some("Enabled" | "IfPossible")
-                ),
+                recursive_read_only: matches!(wanted.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
                 host_to_container: wanted.mount_propagation.as_deref() == Some("HostToContainer"),
                 bidirectional,
                 devices: privileged && matches!(place.content, Content::Host(_)),

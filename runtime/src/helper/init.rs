@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::Mode;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::stat::Mode;
 
 use super::identity;
 use super::{mounts, seccomp};

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::digest::{Digest, Hashing};
+use super::guard::{CONTENT_BYTES_MAX, Guard};
 use super::name::ImageName;
 use super::store::{ImageRecord, ImageStore};
-use super::guard::{CONTENT_BYTES_MAX, Guard};
 use super::unpack::decompress;
 use super::{CONFIG_TYPE, ConfigBlob, Descriptor, INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE, Manifest};
 use crate::error::{Context, Error, Result, on};

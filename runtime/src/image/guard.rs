@@ -234,7 +234,9 @@ mod tests {
     #[test]
     fn it_agrees_with_the_library() {
         let mut builder = tar::Builder::new(Vec::new());
-        for (name, size) in [("a", 0), (&"long/".repeat(60)[..], 511), ("b", 512), ("c", 513), (&"d".repeat(300), 9_999)] {
+        for (name, size) in
+            [("a", 0), (&"long/".repeat(60)[..], 511), ("b", 512), ("c", 513), (&"d".repeat(300), 9_999)]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_size(size);
             header.set_mode(0o644);

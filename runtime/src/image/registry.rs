@@ -200,7 +200,9 @@ impl ImageStore {
     /// Authorities that sign for this registry, beside those that everybody trusts.
     fn authorities(&self, name: &ImageName) -> Result<Vec<Certificate>> {
         const MARK: &str = "-----BEGIN CERTIFICATE-----";
-        let Some(dir) = self.registries_dir().filter(|_| !name.registry.starts_with('.')) else { return Ok(Vec::new()) };
+        let Some(dir) = self.registries_dir().filter(|_| !name.registry.starts_with('.')) else {
+            return Ok(Vec::new());
+        };
         let path = dir.join(&name.registry).join("ca.crt");
         let mut text = String::new();
         let file = match std::fs::File::open(&path) {
@@ -209,10 +211,10 @@ impl ImageStore {
             Err(error) => return Err(error).context(on("read", &path)),
         };
         file.take(AUTHORITIES_BYTES_MAX).read_to_string(&mut text).context(on("read", &path))?;
-        let each = text.split(MARK).skip(1).map(|rest| Certificate {
-            encoding: CertificateEncoding::Pem,
-            data: format!("{MARK}{rest}").into_bytes(),
-        });
+        let each = text
+            .split(MARK)
+            .skip(1)
+            .map(|rest| Certificate { encoding: CertificateEncoding::Pem, data: format!("{MARK}{rest}").into_bytes() });
         let found: Vec<Certificate> = each.collect();
         if found.is_empty() {
             let why = "it has no certificate in PEM form".into();

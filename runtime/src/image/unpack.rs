@@ -163,9 +163,9 @@ impl Tree {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mut file = fs::File::from(openat(parent, at, flags, Mode::from_bits_truncate(0o600))?);
                 let written = io::copy(&mut entry.take(room_bytes.saturating_add(1)), &mut file)?;
-                left_bytes = room_bytes.checked_sub(written).ok_or_else(|| {
-                    beyond(&format!("files of more than {CONTENT_BYTES_MAX} bytes altogether"))
-                })?;
+                left_bytes = room_bytes
+                    .checked_sub(written)
+                    .ok_or_else(|| beyond(&format!("files of more than {CONTENT_BYTES_MAX} bytes altogether")))?;
             }
             // Extended headers were read with their entries; anything newer has no meaning for a file system.
             _ => return Ok(()),

@@ -27,7 +27,8 @@ fn who_joins_cannot_be_looked_into() -> Result<(), Failed> {
         // So many directories to look for its program in that the way there can be watched.
         let path = "/nowhere:".repeat(400_000);
         let args = ["no-such-program".to_owned()].to_vec();
-        let joins = ExecSpec { container: "main".into(), args, env: vec![("PATH".into(), path)], ..ExecSpec::default() };
+        let joins =
+            ExecSpec { container: "main".into(), args, env: vec![("PATH".into(), path)], ..ExecSpec::default() };
         let watch = "exec 2>/dev/null; n=0; while [ $n -lt 20000 ]; do n=$((n+1)); for p in /proc/[0-9]*; do \
                      read name < $p/comm || continue; [ $name = skiff-pod ] || continue; \
                      if ls -l $p/exe > /dev/null; then echo open; else echo shut; fi; exit 0; done; done";
@@ -93,7 +94,9 @@ async fn shared_mounts(fixture: &super::fixture::Fixture, data: &Path) -> Result
 
     mount(none, data, none, MsFlags::MS_SHARED, none)?;
     let pod = fixture.pod("two-ways").await?;
-    for (id, volume) in [("takes", volume(false, true)), ("private", volume(false, false)), ("gives", volume(true, false))] {
+    for (id, volume) in
+        [("takes", volume(false, true)), ("private", volume(false, false)), ("gives", volume(true, false))]
+    {
         let mut spec = fixture.container(id, "sleep 100");
         spec.mounts = vec![volume];
         if id == "gives" {
@@ -102,7 +105,8 @@ async fn shared_mounts(fixture: &super::fixture::Fixture, data: &Path) -> Result
         pod.start_container(spec).await?;
         running(&pod, id).await?;
     }
-    let made = fixture.exec(&pod, "gives", "mkdir /v/sub && mount -t tmpfs t /v/sub && touch /v/sub/here && echo ok").await?;
+    let made =
+        fixture.exec(&pod, "gives", "mkdir /v/sub && mount -t tmpfs t /v/sub && touch /v/sub/here && echo ok").await?;
     equal(made.1.as_str(), "ok\n")?;
     holds("the host sees it", data.join("sub/here").exists())?;
     let look = "ls /v/sub";
@@ -146,7 +150,8 @@ fn other_users_see_nothing() -> Result<(), Failed> {
     use std::os::unix::fs::PermissionsExt;
     with(async |fixture| {
         let pod = fixture.pod("modes").await?;
-        let (state, log) = fixture.run(&pod, fixture.container("main", "umask; touch /x; stat -c %a /x /; touch /tmp/y")).await?;
+        let (state, log) =
+            fixture.run(&pod, fixture.container("main", "umask; touch /x; stat -c %a /x /; touch /tmp/y")).await?;
         equal((state.exit_code, log.as_str()), (0, "0022\n644\n755\n"))?;
         let mode = |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode() & 0o7777);
         for (dir, expect) in [("state", 0o700), ("images", 0o700), ("state/pods", 0o700), ("state/pods/modes", 0o700)] {

@@ -124,7 +124,9 @@ fn registry(
                 format!(r#"{{"errors":[{{"code":"{code}","message":"{text}"}}]}}"#).into_bytes()
             };
             let (status, body) = match answer {
-                _ if !known => ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"", error("UNAUTHORIZED", "sign in")),
+                _ if !known => {
+                    ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"", error("UNAUTHORIZED", "sign in"))
+                }
                 Some(body) => ("200 OK", body),
                 None => ("404 Not Found", error("MANIFEST_UNKNOWN", "manifest unknown")),
             };
@@ -184,7 +186,7 @@ fn credentials_count_for_who_has_them() -> Result<(), Failed> {
         drop(other);
         let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
         check(&other, &[], false)?;
-        check(&other, &[right.clone()], true)?;
+        check(&other, std::slice::from_ref(&right), true)?;
         let kept = std::fs::read_to_string(fixture.dir.join("other/images.json"))?;
         holds("no password is kept", !kept.contains("right"))?;
         // What was here before, from elsewhere, is everybody's and stays so.

@@ -45,7 +45,10 @@ fn what_nobody_would_give() -> Result<(), Failed> {
             json!({ "spec": spec })
         };
         node.apply("users", pod(json!({"hostUsers": false}), json!({})));
-        node.apply("claim", pod(json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]}), json!({})));
+        node.apply(
+            "claim",
+            pod(json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]}), json!({})),
+        );
         node.apply("armor", pod(json!({}), json!({"appArmorProfile": {"type": "RuntimeDefault"}})));
         let local = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "x.json"}});
         node.apply("local", pod(json!({}), local));
@@ -56,7 +59,8 @@ fn what_nobody_would_give() -> Result<(), Failed> {
         node.until_phase("armor", "Failed").await?;
         equal(node.status("armor").reason.as_deref(), Some("AppArmor"))?;
         node.until("the container is refused", |news| {
-            let list = news.statuses.get("local").and_then(|status| status.container_statuses.clone()).unwrap_or_default();
+            let list =
+                news.statuses.get("local").and_then(|status| status.container_statuses.clone()).unwrap_or_default();
             list.iter().any(|status| {
                 let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
                 waiting.is_some_and(|waiting| waiting.reason.as_deref() == Some("CreateContainerError"))
@@ -70,8 +74,11 @@ fn more_processes_than_a_pod_may_have() -> Result<(), Failed> {
     with(async |node| {
         // The fixture's nodes give a pod 200.
         let script = "i=0; while [ $i -lt 300 ]; do sleep 100 & i=$((i+1)); done 2>/dev/null; echo all";
-        node.apply("many", json!({"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "main", "image": IMAGE, "command": ["sh", "-c", script]}]}}));
+        node.apply(
+            "many",
+            json!({"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "main", "image": IMAGE, "command": ["sh", "-c", script]}]}}),
+        );
         node.until("many ended", |news| {
             let phase = news.statuses.get("many").and_then(|status| status.phase.clone());
             matches!(phase.as_deref(), Some("Failed" | "Succeeded"))
