@@ -23,8 +23,10 @@ mod client;
 mod error;
 mod helper;
 pub mod image;
+pub mod private;
 pub mod spec;
 mod sys;
+pub mod sysctl;
 mod wire;
 
 pub use client::{Attached, ExecIo, ExecSession, Pod, Recovered, Runtime, RuntimeConfig};

@@ -25,7 +25,8 @@ pub struct PodSpec {
     pub host_ipc: bool,
     /// One PID namespace for all containers of the pod instead of one each.
     pub share_process_namespace: bool,
-    /// Kernel parameters of the pod's namespaces, dotted names: (`net.ipv4.ip_forward`, `1`).
+    /// Kernel parameters of the pod's own namespaces (`net.ipv4.ip_forward`, `1`); names with dots or slashes. Others are
+    /// refused, whoever asks.
     pub sysctls: Vec<(String, String)>,
     /// Memory file systems mounted in the helper's own mount namespace, for volumes that must not touch a disk.
     /// They vanish with the pod. Containers refer to them by `path` as the source of a [`Mount`].
@@ -99,10 +100,15 @@ pub struct Mount {
     pub sub_path: String,
     /// Absolute path in the container; made when absent.
     pub target: String,
-    /// Refuse writes, in every mount below too.
+    /// Refuse writes.
     pub read_only: bool,
+    /// ... in every mount below too.
+    pub recursive_read_only: bool,
     /// Mounts that the host makes later below `source` show up in the container.
     pub host_to_container: bool,
+    /// That, and mounts that the container makes show up on the host (and in other containers that have
+    /// `host_to_container`). The source's mount must be shared (mount_namespaces(7)).
+    pub bidirectional: bool,
     /// Permit device files to be opened (off: they are inert).
     pub devices: bool,
 }
@@ -146,6 +152,8 @@ pub struct Security {
     pub gid: Option<u32>,
     /// Supplemental groups, beside those that the image's group file gives to the user.
     pub groups: Vec<u32>,
+    /// No others than `groups`: what the image's group file says counts for nothing.
+    pub strict_groups: bool,
     /// Everything: all capabilities, the host's devices, no masks, no seccomp filter.
     pub privileged: bool,
     /// A set-user-ID program gains nothing.

@@ -144,15 +144,88 @@ pub fn fd_path(fd: &impl AsRawFd) -> String {
 }
 
 /// Changes flags (and propagation) of a mount and, if wanted, of all below it. Needs Linux 5.12.
-pub fn mount_setattr(mount: RawFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+pub fn mount_setattr(mount: &impl AsRawFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    let empty: &CStr = c"";
     // SAFETY: the pointers live for the call and the size is attr's own.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount, empty.as_ptr(), flags, &attr, size_of::<libc::mount_attr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            EMPTY.as_ptr(),
+            flags,
+            &attr,
+            size_of::<libc::mount_attr>(),
+        )
     };
-    check(result).map(drop)
+    check(result).map(drop).map_err(|error| too_old(error, "mount_setattr", "5.12"))
+}
+
+/// A copy of the mount at `source` (its subtree from there on, with all mounts below), not attached anywhere. It goes
+/// away with its descriptor. Needs Linux 5.2.
+pub fn clone_tree(source: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | libc::AT_EMPTY_PATH as libc::c_uint
+        | libc::AT_RECURSIVE as libc::c_uint;
+    // SAFETY: the path lives for the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, source.as_raw_fd(), EMPTY.as_ptr(), flags) };
+    // SAFETY: on success the descriptor is new and ours.
+    let tree = check(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    tree.map_err(|error| too_old(error, "open_tree", "5.2"))
+}
+
+/// Attaches a tree of [`clone_tree`] where `target` is. No path is resolved. Needs Linux 5.2.
+pub fn attach_tree(tree: &impl AsRawFd, target: &impl AsRawFd) -> io::Result<()> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    // SAFETY: the paths live for the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), EMPTY.as_ptr(), target.as_raw_fd(), EMPTY.as_ptr(), flags)
+    };
+    check(result).map(drop).map_err(|error| too_old(error, "move_mount", "5.2"))
+}
+
+const EMPTY: &CStr = c"";
+
+/// Says what a kernel without a call lacks.
+fn too_old(error: io::Error, call: &str, since: &str) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            let text =
+                format!("the kernel has no {call}: containers need Linux 5.12 or newer (this call came with {since})");
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        }
+        _ => error,
+    }
+}
+
+/// Whether the mount that `fd` is on passes on what is mounted below it (`shared` in mount_namespaces(7)), by the
+/// caller's mount namespace. Needs Linux 5.8.
+pub fn is_shared(fd: &impl AsRawFd) -> io::Result<bool> {
+    // SAFETY: statx is plain data for which zeros are valid; path and result live for the call.
+    let number = unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let result = libc::statx(fd.as_raw_fd(), EMPTY.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut stat);
+        check(result as libc::c_long)?;
+        stat.stx_mnt_id
+    };
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    // proc_pid_mountinfo(5): number, parent, device, root, place, options, then optional fields up to a dash.
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(&number.to_string()));
+    Ok(line.is_some_and(|line| {
+        line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"))
+    }))
+}
+
+/// Whether a descriptor is of the proc file system.
+pub fn is_proc(fd: &impl AsRawFd) -> io::Result<bool> {
+    // SAFETY: statfs is plain data for which zeros are valid, and it lives for the call.
+    let kind = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        check(libc::fstatfs(fd.as_raw_fd(), &mut stat) as libc::c_long)?;
+        stat.f_type
+    };
+    Ok(kind == libc::PROC_SUPER_MAGIC)
 }
 
 /// A memory file with the running program in it, which nobody can change any more.

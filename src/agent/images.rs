@@ -39,10 +39,15 @@ impl ImageSource for ClusterImages {
                 let _one = transfer.lock().await;
                 let here = store.resolve(&image);
                 // What was imported into the cluster needs no registry, whatever the policy says.
-                if (here.is_none() || policy == PullPolicy::Always)
-                    && from_cluster(&store, &link, &image, here.map(|i| i.id.to_string())).await
-                {
-                    return registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await;
+                if here.is_none() || policy == PullPolicy::Always {
+                    match from_cluster(&store, &link, &image, here.map(|i| i.id.to_string())).await {
+                        Kept::Here => return registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await,
+                        Kept::Fetched => {
+                            let found = registry.ensure(image, PullPolicy::IfNotPresent, pull_configs).await?;
+                            return Ok(EnsuredImage { present: false, ..found });
+                        }
+                        Kept::No => {}
+                    }
                 }
             }
             registry.ensure(image, policy, pull_configs).await
@@ -50,21 +55,30 @@ impl ImageSource for ClusterImages {
     }
 }
 
-/// Brings the image here as the first server that keeps it has it; true if it is here now. `here` is the identity of what this node has
-/// under that name: an import of the same name may have replaced it.
-async fn from_cluster(store: &ImageStore, link: &Link, image: &str, here: Option<String>) -> bool {
+/// Whether the cluster keeps an image.
+enum Kept {
+    /// It does, and this node had the same already.
+    Here,
+    /// It does, and this node has it now.
+    Fetched,
+    No,
+}
+
+/// Brings the image here as the first server that keeps it has it. `here` is the identity of what this node has under that name: an import of
+/// the same name may have replaced it.
+async fn from_cluster(store: &ImageStore, link: &Link, image: &str, here: Option<String>) -> Kept {
     for addr in link.servers() {
         let Ok(channel) = link.channel(&addr) else { continue };
         let request = pb::ImageRequest { reference: image.to_owned() };
         let Ok(answer) = wire::client(channel.clone()).images(request).await else { continue };
         let Some(kept) = answer.into_inner().images.into_iter().next() else { continue };
         if here.as_ref() == Some(&kept.digest) {
-            return true;
+            return Kept::Here;
         }
         match transfer::fetch(store, channel, image).await {
-            Ok(_) => return true,
+            Ok(_) => return Kept::Fetched,
             Err(e) => tracing::warn!(addr, image, "taking an image from a server failed: {e:#}"),
         }
     }
-    false
+    Kept::No
 }

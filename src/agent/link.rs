@@ -109,7 +109,7 @@ impl Link {
         }
         let mut answer = self.inner.welcome.subscribe();
         let welcome = answer.wait_for(Option::is_some).await?.clone().unwrap_or_default();
-        std::fs::write(&path, prost::Message::encode_to_vec(&welcome))?;
+        skiff_runtime::private::write(&path, &prost::Message::encode_to_vec(&welcome))?;
         Ok(welcome)
     }
 
@@ -190,6 +190,10 @@ impl Link {
                     reason: e.reason,
                     message: e.message,
                     field_path: e.field_path,
+                    name: e.series,
+                    count: e.count,
+                    first_unix_ms: i64::try_from(e.first_ms).unwrap_or(i64::MAX),
+                    last_unix_ms: i64::try_from(e.last_ms).unwrap_or(i64::MAX),
                 })),
             }
             self.inner.wake.notify_one();

@@ -48,6 +48,10 @@ pub struct Options {
     /// Part of the names of control groups: two agents on one machine need two.
     pub cgroup: String,
     pub insecure_registries: Vec<String>,
+    /// Most processes and threads in a pod; 0 for no limit.
+    pub pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// Runs an agent until it is told to stop; its pods go on.
@@ -56,7 +60,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("an agent makes namespaces, mounts and control groups: it has to run as root");
     }
     let dir = options.data_dir.join("agent");
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    skiff_runtime::private::dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     let _only_one = machine::lock(&dir)?;
     let enrolled = enrol::enrol(&dir, &options.node, &options.server, options.token.as_deref()).await?;
     let node_ip = match options.node_ip {
@@ -69,6 +73,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cgroup_parent: options.cgroup.clone(),
         insecure_registries: options.insecure_registries.clone(),
     })?;
+    runtime.images().trust(options.data_dir.join("registries"));
     let machine = machine::Machine::read(&options.node, node_ip, &options.labels);
     let link = link::Link::start(dir.clone(), enrolled, machine.clone());
     let welcome = link.welcome(&dir).await?;
@@ -89,16 +94,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cluster_dns: vec![welcome.cluster_dns.clone()],
         cluster_domain: welcome.cluster_domain.clone(),
         capacity: machine.capacity(),
-        pids_max: 0,
+        pod_pids_max: options.pod_pids_limit,
+        allowed_unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
     };
     let pods = Pods::start(config, deps, desired, reports_in).await?;
+    let ranges: Vec<_> =
+        [&welcome.cluster_cidr, &welcome.service_cidr].into_iter().filter_map(|text| text.parse().ok()).collect();
     let names = names::start(&welcome).await?;
     tokio::spawn(link.clone().report(reports));
     tokio::spawn(streams::serve(link.clone(), pods.streams().clone()));
     let (following, node) = (link.clone(), options.node.clone());
     let desired_in = Arc::new(desired_in);
-    let follow =
-        move || wiring::follow(following.clone(), network.clone(), names.clone(), desired_in.clone(), node.clone());
+    let follow = move || {
+        let parts = (network.clone(), names.clone(), desired_in.clone());
+        wiring::follow(following.clone(), parts, node.clone(), ranges.clone())
+    };
     tokio::spawn(supervise::forever("wiring", follow));
     tokio::spawn(crate::memory::give_back());
     link.ready();

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct Names {
     domain: String,
+    address: Ipv4Addr,
     zone: Arc<watch::Sender<Arc<Zone>>>,
     _server: Arc<Server>,
 }
@@ -20,16 +21,16 @@ pub struct Names {
 pub async fn start(welcome: &Welcome) -> anyhow::Result<Names> {
     let address: Ipv4Addr = welcome.cluster_dns.parse().context("the cluster DNS address from the server")?;
     let domain = welcome.cluster_domain.clone();
-    let (zone, follower) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
+    let (zone, follower) = watch::channel(Arc::new(Zone::new(&domain, &[], &[]).answered_at(address)));
     let listen = vec![SocketAddr::new(IpAddr::V4(address), 53)];
     let server = Server::start(listen, skiff_dns::host_upstreams(Some(address)), follower).await?;
-    Ok(Names { domain, zone: Arc::new(zone), _server: Arc::new(server) })
+    Ok(Names { domain, address, zone: Arc::new(zone), _server: Arc::new(server) })
 }
 
 impl Names {
     pub fn update(&self, tables: &Tables) {
         let services: Vec<_> = tables.services.values().cloned().collect();
         let slices: Vec<_> = tables.slices.values().cloned().collect();
-        self.zone.send_replace(Arc::new(Zone::new(&self.domain, &services, &slices)));
+        self.zone.send_replace(Arc::new(Zone::new(&self.domain, &services, &slices).answered_at(self.address)));
     }
 }

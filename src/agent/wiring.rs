@@ -98,10 +98,9 @@ impl TokenSource for Tokens {
 /// Follows the tables: every new level goes to the pods at once, to routes, rules and names, and then counts as applied.
 pub async fn follow(
     link: Link,
-    network: Network,
-    names: super::names::Names,
-    pods: Arc<watch::Sender<Arc<Desired>>>,
+    (network, names, pods): (Network, super::names::Names, Arc<watch::Sender<Arc<Desired>>>),
     node: String,
+    ranges: Vec<skiff_network::Cidr>,
 ) {
     let mut tables = link.tables();
     let mut peers = None;
@@ -112,7 +111,7 @@ pub async fn follow(
             pods.send_replace(Arc::new(now.desired()));
             // An object that cannot be made a name must not keep the pods and the rules from the others.
             let _ = supervise::caught("names", &"the zone", || names.update(&now));
-            if wire(&network, &now, &node, &mut peers, &mut rules).await.is_err() {
+            if wire(&network, &now, &node, protected(&now, &link, &ranges), &mut peers, &mut rules).await.is_err() {
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => continue,
                     changed = tables.changed() => if changed.is_err() { return } else { continue },
@@ -131,6 +130,7 @@ async fn wire(
     network: &Network,
     tables: &Tables,
     node: &str,
+    protected: skiff_network::Protected,
     peers: &mut Option<Vec<Peer>>,
     rules: &mut Option<skiff_network::ServiceState>,
 ) -> Result<(), ()> {
@@ -144,7 +144,7 @@ async fn wire(
     }
     let services: Vec<_> = tables.services.values().cloned().collect();
     let slices: Vec<_> = tables.slices.values().cloned().collect();
-    let wanted = skiff_network::desired(&services, &slices, node);
+    let wanted = skiff_network::desired(&services, &slices, node, &protected);
     if rules.as_ref() != Some(&wanted) {
         if let Err(e) = network.set_services(wanted.clone()).await {
             tracing::warn!("service rules could not be set, trying again: {e:#}");
@@ -153,6 +153,15 @@ async fn wire(
         *rules = Some(wanted);
     }
     Ok(())
+}
+
+/// What no service may take over: the cluster's ranges, its nodes and its servers.
+fn protected(tables: &Tables, link: &Link, ranges: &[skiff_network::Cidr]) -> skiff_network::Protected {
+    let nodes = tables.nodes.values().flat_map(|n| n.status.iter().flat_map(|s| s.addresses.iter().flatten()));
+    let nodes = nodes.filter_map(|a| a.address.parse().ok());
+    let servers = link.servers();
+    let servers = servers.iter().filter_map(|addr| addr.rsplit_once(':')?.0.parse().ok());
+    skiff_network::Protected { ranges: ranges.to_vec(), addresses: nodes.chain(servers).collect() }
 }
 
 fn peers_in(tables: &Tables, node: &str) -> Vec<Peer> {

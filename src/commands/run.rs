@@ -88,6 +88,12 @@ pub struct AgentArgs {
     /// A registry (host:port) to speak to without TLS
     #[arg(long)]
     insecure_registry: Vec<String>,
+    /// Most processes and threads in a pod; 0 for no limit
+    #[arg(long, default_value_t = 4096)]
+    pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods may set: a name, or a prefix with * behind it
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
 }
 
 fn host_name() -> anyhow::Result<String> {
@@ -139,6 +145,8 @@ impl AgentArgs {
             labels: self.node_label.iter().map(label).collect::<Result<_, _>>()?,
             cgroup: self.cgroup,
             insecure_registries: self.insecure_registry,
+            pod_pids_limit: self.pod_pids_limit,
+            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls,
         })
     }
 }

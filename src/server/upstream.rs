@@ -10,12 +10,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::kinds::{self, Kind};
 use skiff_api::status::Status;
-use skiff_api::view::{Key, Resource};
+use skiff_api::view::Key;
 use skiff_apiserver::{ApiServer, Client, DeleteOptions, PatchType, UserInfo};
 use skiff_fleet::{Upstream, UpstreamError, Welcome};
 use skiff_identity::{Role, Subject, Token};
 use skiff_proto::fleet as pb;
-use skiff_reconcile::EventNote;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -257,20 +256,24 @@ impl ApiUpstream {
         }
     }
 
+    /// Writes an event, or raises the count of the one that the agent has told before. News that cannot be told is not worth a retry.
     async fn do_event(self, node: String, event: pb::Event) -> Result<(), UpstreamError> {
         let client = self.node(&node);
-        let about_node = event.pod.is_empty();
-        let note = EventNote {
-            resource: Resource::new("", "v1", if about_node { "nodes" } else { "pods" }),
-            kind: if about_node { "Node" } else { "Pod" }.into(),
-            key: if about_node { Key::new("", node) } else { Key::new(&event.namespace, &event.pod) },
-            uid: event.uid,
-            warning: event.r#type == "Warning",
-            // The agent's own word is given below.
-            reason: "",
-            message: event.message,
-        };
-        super::controllers::record_as(&client, &note, &event.reason, "kubelet").await;
+        let events = kind("events")?;
+        let namespace = if event.pod.is_empty() { "default" } else { event.namespace.as_str() };
+        let object = event_object(&node, &event, Timestamp::now());
+        let name = skiff_api::meta::name(&object).to_owned();
+        if event.count > 1 {
+            let patch = json!({"count": object["count"], "lastTimestamp": object["lastTimestamp"], "message": object["message"]});
+            match client.patch(&events, namespace, &name, "", PatchType::Merge, &patch).await {
+                // Its time was over: it begins anew, with its count.
+                Err(status) if status.code() == 404 => {}
+                _ => return Ok(()),
+            }
+        }
+        if let Err(status) = client.create(&events, namespace, object).await {
+            tracing::debug!(node, "an event was not written: {}", status.message);
+        }
         Ok(())
     }
 
@@ -305,6 +308,37 @@ fn lifetime(expiration: &str, now: Timestamp) -> Lifetime {
         Ok(_) => Lifetime::Over,
         Err(_) => Lifetime::Unreadable,
     }
+}
+
+/// An agent's event as an object of the API.
+fn event_object(node: &str, event: &pb::Event, now: Timestamp) -> Value {
+    let time = |ms: i64| {
+        let told = Timestamp::from_millisecond(ms).ok().filter(|_| ms > 0);
+        skiff_api::meta::format_time(told.unwrap_or(now))
+    };
+    let about_node = event.pod.is_empty();
+    let (about, namespace) =
+        if about_node { (node, "default") } else { (event.pod.as_str(), event.namespace.as_str()) };
+    let name = Some(event.name.clone()).filter(|name| !name.is_empty());
+    let mut involved = json!({
+        "kind": if about_node { "Node" } else { "Pod" }, "name": about, "uid": event.uid, "apiVersion": "v1",
+        "namespace": if about_node { "" } else { event.namespace.as_str() },
+    });
+    if !event.field_path.is_empty() {
+        involved["fieldPath"] = event.field_path.as_str().into();
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {
+            "name": name.unwrap_or_else(|| format!("{about}.{:x}", now.as_nanosecond())),
+            "namespace": namespace,
+        },
+        "involvedObject": involved,
+        "reason": event.reason, "message": event.message, "type": event.r#type,
+        "source": {"component": "kubelet", "host": node}, "reportingComponent": "kubelet", "reportingInstance": node,
+        "firstTimestamp": time(event.first_unix_ms), "lastTimestamp": time(event.last_unix_ms),
+        "count": event.count.max(1),
+    })
 }
 
 /// A condition whose status is the same keeps the time of its last transition.

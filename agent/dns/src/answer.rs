@@ -98,13 +98,18 @@ fn in_zone(zone: &Zone, query: &Query, mut reply: Message, turn: usize) -> Reply
     match found {
         Found::Elsewhere => return Reply::Forward,
         Found::Records(records) => add(zone, &mut reply, name, records, turn),
-        Found::Alias { target, records } => {
-            reply.add_answer(Record::from_rdata(name.clone(), TTL_S, RData::CNAME(CNAME(target.clone()))));
+        Found::Alias { targets, records } => {
+            let mut target = name.clone();
+            for next in targets {
+                reply.add_answer(Record::from_rdata(target, TTL_S, RData::CNAME(CNAME(next.clone()))));
+                target = next;
+            }
             match records {
                 Some(records) => add(zone, &mut reply, &target, records, turn),
                 None => return Reply::Chase { so_far: Box::new(reply), target, kind },
             }
         }
+        Found::Loop => reply.metadata.response_code = ResponseCode::ServFail,
         Found::NoData => say_no(zone, &mut reply, ResponseCode::NoError),
         Found::NoName => say_no(zone, &mut reply, ResponseCode::NXDomain),
     }
@@ -204,6 +209,44 @@ mod tests {
         assert!(encode(&one, None).unwrap().len() > 1232);
         let cut = Message::from_vec(&encode(&one, Some(512)).unwrap()).unwrap();
         assert!(cut.metadata.truncation && cut.answers.is_empty() && cut.metadata.id == one.metadata.id);
+    }
+
+    /// Whatever comes in a packet, the agent goes on: it is one process for all pods of its node.
+    #[test]
+    fn no_packet_ends_the_agent() {
+        use rand::{RngExt, SeedableRng, rngs::StdRng};
+        let zone = zone();
+        let seeds = [
+            question("web.d.svc.cluster.local.", RecordType::A),
+            question("_http._tcp.web.d.svc.cluster.local.", RecordType::SRV),
+            question("away.d.svc.cluster.local.", RecordType::ANY),
+            question("9.0.43.10.in-addr.arpa.", RecordType::PTR),
+        ];
+        let mut random = StdRng::seed_from_u64(53);
+        for round in 0..60_000usize {
+            let mut packet = seeds[round % seeds.len()].clone();
+            match round % 3 {
+                0 => packet = (0..random.random_range(0..600)).map(|_| random.random()).collect(),
+                1 => packet.truncate(random.random_range(0..packet.len() + 1)),
+                _ => packet.extend((0..random.random_range(0..64)).map(|_| random.random::<u8>())),
+            }
+            for _ in 0..random.random_range(0..6) {
+                if let Some(byte) = packet.len().checked_sub(1).map(|last| random.random_range(0..=last)) {
+                    packet[byte] = random.random();
+                }
+            }
+            let most = udp_bytes(&packet);
+            assert!((UDP_BYTES_PLAIN..=UDP_BYTES_MAX).contains(&most));
+            match answer(&zone, &packet, round) {
+                Reply::Answer(message) | Reply::Chase { so_far: message, .. } => {
+                    if let Some(bytes) = encode(&message, Some(most)) {
+                        assert!(bytes.len() <= usize::from(most) || message.queries.len() > 1, "{packet:?}");
+                    }
+                }
+                Reply::Forward => drop(failure(&packet, ResponseCode::ServFail)),
+                Reply::Ignore => {}
+            }
+        }
     }
 
     #[test]

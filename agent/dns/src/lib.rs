@@ -11,6 +11,7 @@
 
 pub mod answer;
 mod server;
+mod shares;
 pub mod upstream;
 pub mod zone;
 

@@ -2,7 +2,7 @@
 //! and of TCP connections there are bounded numbers.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,12 +16,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::answer::{self, Reply};
+use crate::shares::Shares;
 use crate::upstream;
 use crate::zone::Zone;
 
 /// Questions waiting for upstream at once; beyond them a client is told to try later rather than left waiting.
 const FORWARDS_MAX: usize = 512;
 const CONNECTIONS_MAX: usize = 256;
+/// Of these, what one client has at most: its neighbours' names are found while it floods.
+const FORWARDS_OF_ONE_MAX: usize = 64;
+const CONNECTIONS_OF_ONE_MAX: usize = 32;
 /// Ports drawn before it is said that none is free.
 const ANY_PORT_TRIES: usize = 16;
 const IDLE: Duration = Duration::from_secs(10);
@@ -39,6 +43,8 @@ struct Shared {
     turn: AtomicUsize,
     forwards: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    forward_shares: Shares,
+    connection_shares: Shares,
 }
 
 impl Server {
@@ -57,6 +63,8 @@ impl Server {
             turn: AtomicUsize::new(0),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            forward_shares: Shares::new(FORWARDS_OF_ONE_MAX),
+            connection_shares: Shares::new(CONNECTIONS_OF_ONE_MAX),
         });
         let mut tasks = JoinSet::new();
         let mut addresses = Vec::new();
@@ -114,7 +122,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
             reply => {
                 let (socket, shared, question) = (socket.clone(), shared.clone(), question.to_vec());
                 tokio::spawn(async move {
-                    if let Some(bytes) = shared.finish(reply, &question, false).await {
+                    if let Some(bytes) = shared.finish(reply, &question, from.ip(), false).await {
                         let _ = socket.send_to(&bytes, from).await;
                     }
                 });
@@ -127,11 +135,13 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok(permit) = shared.connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                // Dropped at once: whoever has so many open already can wait for one of them.
+                let Some(share) = shared.connection_shares.take(from.ip()) else { continue };
                 let shared = shared.clone();
                 tokio::spawn(async move {
-                    converse(stream, &shared).await;
-                    drop(permit);
+                    converse(stream, from.ip(), &shared).await;
+                    drop((permit, share));
                 });
             }
             Err(error) => {
@@ -142,12 +152,12 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn converse(mut stream: TcpStream, shared: &Shared) {
+async fn converse(mut stream: TcpStream, from: IpAddr, shared: &Shared) {
     while let Ok(Ok(question)) = timeout(IDLE, upstream::read_framed(&mut stream)).await {
         let bytes = match shared.decide(&question) {
             Reply::Ignore => return,
             Reply::Answer(message) => answer::encode(&message, None),
-            reply => shared.finish(reply, &question, true).await,
+            reply => shared.finish(reply, &question, from, true).await,
         };
         let Some(bytes) = bytes else { return };
         if !matches!(timeout(IDLE, upstream::write_framed(&mut stream, &bytes)).await, Ok(Ok(()))) {
@@ -163,9 +173,10 @@ impl Shared {
     }
 
     /// What needs upstream.
-    async fn finish(&self, reply: Reply, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    async fn finish(&self, reply: Reply, question: &[u8], from: IpAddr, tcp: bool) -> Option<Vec<u8>> {
         let most = (!tcp).then(|| answer::udp_bytes(question));
         let fail = || answer::encode(&answer::failure(question, ResponseCode::ServFail)?, most);
+        let Some(_share) = self.forward_shares.take(from) else { return fail() };
         let Ok(_permit) = self.forwards.try_acquire() else { return fail() };
         match reply {
             Reply::Forward => match upstream::ask(&self.upstreams, question, tcp).await {

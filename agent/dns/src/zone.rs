@@ -13,6 +13,9 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 pub const TTL_S: u32 = 5;
 /// The version of the specification that the zone's names follow (its section 2.2).
 const SCHEMA_VERSION: &str = "1.1.0";
+/// Aliases of aliases that are followed within the zone; resolvers elsewhere follow 8 to 16.
+pub const ALIASES_MAX: usize = 8;
+const DNS_PORT: i32 = 53;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// All names of a cluster. Names are kept in lower case, without the final dot.
@@ -28,11 +31,14 @@ pub struct Zone {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Found {
     Records(Vec<RData>),
-    /// The name is another's; what that has of the type asked, as far as this zone knows it.
+    /// The name is another's, which may be another's again: each in turn, and what the last has of the type asked (none:
+    /// it is not this zone's).
     Alias {
-        target: Name,
+        targets: Vec<Name>,
         records: Option<Vec<RData>>,
     },
+    /// Aliases that lead back to one another, or on and on.
+    Loop,
     /// The name is there, but has nothing of this type.
     NoData,
     NoName,
@@ -70,6 +76,22 @@ impl Zone {
         zone
     }
 
+    /// Adds the name of cluster DNS itself, as charts and programs look for it: `kube-dns.kube-system`, at the address that
+    /// answers. A Service of that name with an address keeps it.
+    pub fn answered_at(mut self, ip: Ipv4Addr) -> Zone {
+        let name = format!("kube-dns.kube-system.svc.{}", self.domain);
+        let known = self.names.get(&name).is_some_and(|records| !records.is_empty());
+        if !known {
+            self.add(&name, RData::A(A(ip)));
+            if let Some(target) = fqdn(&name) {
+                self.offer(&name, Some("dns"), Some("UDP"), DNS_PORT, &target);
+                self.offer(&name, Some("dns-tcp"), Some("TCP"), DNS_PORT, &target);
+            }
+        }
+        self.reverse(ip, &name);
+        self
+    }
+
     /// The domain, without the final dot.
     pub fn domain(&self) -> &str {
         &self.domain
@@ -82,6 +104,28 @@ impl Zone {
 
     /// What the zone says. A reverse name it does not know is not its own.
     pub fn find(&self, name: &Name, kind: RecordType) -> Found {
+        let mut targets: Vec<Name> = Vec::new();
+        loop {
+            let found = self.find_once(targets.last().unwrap_or(name), kind);
+            let records = match found {
+                Found::Alias { targets: next, .. } => {
+                    targets.extend(next);
+                    if targets.len() > ALIASES_MAX {
+                        return Found::Loop;
+                    }
+                    continue;
+                }
+                found if targets.is_empty() => return found,
+                Found::Records(records) => Some(records),
+                Found::NoData | Found::NoName => Some(Vec::new()),
+                Found::Elsewhere | Found::Loop => None,
+            };
+            return Found::Alias { targets, records };
+        }
+    }
+
+    /// The same for one name: an alias is not followed.
+    fn find_once(&self, name: &Name, kind: RecordType) -> Found {
         let name = name.to_lowercase().to_ascii();
         let name = name.trim_end_matches('.');
         let ours = name == self.domain || name.strip_suffix(&self.domain).is_some_and(|rest| rest.ends_with('.'));
@@ -95,12 +139,7 @@ impl Zone {
         if let [RData::CNAME(CNAME(target))] = records.as_slice()
             && kind != RecordType::CNAME
         {
-            let records = match self.find(target, kind) {
-                Found::Records(records) => Some(records),
-                Found::Elsewhere | Found::Alias { .. } => None,
-                Found::NoData | Found::NoName => Some(Vec::new()),
-            };
-            return Found::Alias { target: target.clone(), records };
+            return Found::Alias { targets: vec![target.clone()], records: None };
         }
         let picked: Vec<RData> =
             records.iter().filter(|record| kind == RecordType::ANY || record.record_type() == kind).cloned().collect();
@@ -236,6 +275,11 @@ mod tests {
             r#"{"metadata":{"name":"db","namespace":"data"},"spec":{"clusterIP":"None","ports":[{"name":"sql","port":5432}]}}"#,
             r#"{"metadata":{"name":"away","namespace":"default"},"spec":{"type":"ExternalName","externalName":"Example.com"}}"#,
             r#"{"metadata":{"name":"near","namespace":"default"},"spec":{"type":"ExternalName","externalName":"web.default.svc.cluster.local."}}"#,
+            r#"{"metadata":{"name":"self","namespace":"default"},"spec":{"type":"ExternalName","externalName":"self.default.svc.cluster.local"}}"#,
+            r#"{"metadata":{"name":"ring","namespace":"default"},"spec":{"type":"ExternalName","externalName":"RING2.default.svc.cluster.local"}}"#,
+            r#"{"metadata":{"name":"ring2","namespace":"default"},"spec":{"type":"ExternalName","externalName":"ring.default.svc.cluster.local"}}"#,
+            r#"{"metadata":{"name":"far","namespace":"default"},"spec":{"type":"ExternalName","externalName":"near.default.svc.cluster.local"}}"#,
+            r#"{"metadata":{"name":"out","namespace":"default"},"spec":{"type":"ExternalName","externalName":"away.default.svc.cluster.local"}}"#,
             r#"{"metadata":{"name":"empty","namespace":"default"},"spec":{"clusterIP":"None"}}"#,
         ];
         let slices = [
@@ -247,7 +291,35 @@ mod tests {
         ];
         let services: Vec<_> = services.iter().map(|text| Arc::new(serde_json::from_str(text).unwrap())).collect();
         let slices: Vec<_> = slices.iter().map(|text| Arc::new(serde_json::from_str(text).unwrap())).collect();
-        Zone::new("cluster.local", &services, &slices)
+        Zone::new("cluster.local", &services, &slices).answered_at(Ipv4Addr::new(10, 43, 0, 10))
+    }
+
+    #[test]
+    fn a_service_keeps_the_name_of_cluster_dns() {
+        let own = r#"{"metadata":{"name":"kube-dns","namespace":"kube-system"},"spec":{"clusterIP":"10.43.0.10","ports":[{"name":"dns","port":53,"protocol":"UDP"}]}}"#;
+        let service = Arc::new(serde_json::from_str(own).unwrap());
+        let plain = Zone::new("cluster.local", std::slice::from_ref(&service), &[]);
+        assert_eq!(plain.clone().answered_at(Ipv4Addr::new(10, 43, 0, 10)), plain);
+    }
+
+    #[test]
+    fn a_chain_has_a_bound() {
+        let link = |n: usize| {
+            let text = format!(
+                r#"{{"metadata":{{"name":"s{n}","namespace":"d"}},"spec":{{"type":"ExternalName","externalName":"s{}.d.svc.cluster.local"}}}}"#,
+                n + 1
+            );
+            Arc::new(serde_json::from_str::<Service>(&text).unwrap())
+        };
+        let services: Vec<_> = (0..10_000).map(link).collect();
+        let zone = Zone::new("cluster.local", &services, &[]);
+        let find =
+            |n: usize| zone.find(&Name::from_ascii(format!("s{n}.d.svc.cluster.local.")).unwrap(), RecordType::A);
+        assert_eq!(find(0), Found::Loop);
+        assert_eq!(find(10_000 - ALIASES_MAX - 1), Found::Loop);
+        assert!(
+            matches!(find(10_000 - ALIASES_MAX), Found::Alias { targets, records: Some(_) } if targets.len() == ALIASES_MAX)
+        );
     }
 
     #[test]
@@ -259,8 +331,9 @@ mod tests {
                 |records: &[RData]| records.iter().map(|record| record.to_string()).collect::<Vec<_>>().join(", ");
             let got = match &found {
                 Found::Records(records) => list(records),
-                Found::Alias { target, records } => {
-                    format!("-> {target} {}", records.as_deref().map_or("upstream".into(), list))
+                Found::Alias { targets, records } => {
+                    let targets: Vec<_> = targets.iter().map(|target| format!("-> {target} ")).collect();
+                    format!("{}{}", targets.concat(), records.as_deref().map_or("upstream".into(), list))
                 }
                 other => format!("{other:?}"),
             };
@@ -291,6 +364,22 @@ mod tests {
         check("away.default.svc.cluster.local.", A, "-> Example.com. upstream");
         check("near.default.svc.cluster.local.", A, "-> web.default.svc.cluster.local. 10.43.0.9");
         check("near.default.svc.cluster.local.", AAAA, "-> web.default.svc.cluster.local. ");
+        check(
+            "far.default.svc.cluster.local.",
+            A,
+            "-> near.default.svc.cluster.local. -> web.default.svc.cluster.local. 10.43.0.9",
+        );
+        check("out.default.svc.cluster.local.", A, "-> away.default.svc.cluster.local. -> Example.com. upstream");
+        check("self.default.svc.cluster.local.", A, "Loop");
+        check("self.default.svc.cluster.local.", RecordType::CNAME, "self.default.svc.cluster.local.");
+        check("ring.default.svc.cluster.local.", A, "Loop");
+        check("kube-dns.kube-system.svc.cluster.local.", A, "10.43.0.10");
+        check(
+            "_dns._udp.kube-dns.kube-system.svc.cluster.local.",
+            SRV,
+            "0 100 53 kube-dns.kube-system.svc.cluster.local.",
+        );
+        check("10.0.43.10.in-addr.arpa.", PTR, "kube-dns.kube-system.svc.cluster.local.");
         check("10-42-3-4.any.pod.cluster.local.", A, "10.42.3.4");
         check("10-42-3-4.any.pod.cluster.local.", AAAA, "NoData");
         check("10-42-3.any.pod.cluster.local.", A, "NoName");

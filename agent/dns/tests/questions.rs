@@ -83,3 +83,33 @@ async fn with_nobody_upstream_the_answer_is_no_at_once() {
         Server::start(server.addresses().to_vec(), vec![], watch::channel(Arc::new(Zone::new("x", &[], &[]))).1).await;
     assert!(format!("{:#}", taken.unwrap_err()).contains("listen for DNS questions on 127.0.0.1"));
 }
+
+/// A client that floods a resolver which never answers leaves its neighbours their share.
+#[tokio::test]
+async fn one_client_does_not_take_all_of_upstream() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (_keep, zone) = watch::channel(zone("cluster.local", "web", "10.43.0.9"));
+    let server = Server::start(loopback(), vec![silent.local_addr().unwrap()], zone).await.unwrap();
+    let at = server.addresses()[0];
+    let flood = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    for n in 0..600 {
+        flood.send_to(&question(&format!("n{n}.example.com.")), at).await.unwrap();
+    }
+    // Once its share is used up it is told so; that is how we know that the flood has arrived.
+    let mut buffer = [0; 4096];
+    let length = tokio::time::timeout(Duration::from_secs(5), flood.recv(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.response_code, ResponseCode::ServFail);
+    let neighbour = UdpSocket::bind("127.0.0.3:0").await.unwrap();
+    neighbour.send_to(&question("neighbour.example.com."), at).await.unwrap();
+    let forwarded = async {
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, _) = silent.recv_from(&mut buffer).await.unwrap();
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            if asked.queries[0].name().to_ascii() == "neighbour.example.com." {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), forwarded).await.expect("the neighbour's question is asked upstream");
+}

@@ -22,5 +22,5 @@ pub mod rules;
 pub use config::{Config, HostPort, Overlay, Peer, Protocol};
 pub use network::{Network, Pod};
 pub use ranges::check_ranges;
-pub use rules::{ServiceState, desired};
+pub use rules::{Protected, ServiceState, desired};
 pub use skiff_netlink::Cidr;

@@ -45,8 +45,12 @@ impl Program {
         cluster_cidr: Cidr,
     ) -> Program {
         let mut program = Program::default();
+        // Cluster addresses first: they are allocated, while anybody may write what is outside.
         for (key, port) in &state.ports {
-            program.service(key, port, cluster_cidr);
+            program.cluster_ips(key, port);
+        }
+        for (key, port) in &state.ports {
+            program.outside(key, port, cluster_cidr);
         }
         for (pod, ports) in hosts {
             for port in ports {
@@ -70,8 +74,8 @@ impl Program {
         !self.endpoints.is_subset(&later.endpoints)
     }
 
-    fn service(&mut self, key: &PortKey, port: &ServicePort, cluster_cidr: Cidr) {
-        let name = format!("{}/{}/{}/{}", key.namespace, key.service, key.protocol.as_str(), key.port);
+    fn cluster_ips(&mut self, key: &PortKey, port: &ServicePort) {
+        let name = name(key);
         let endpoints = port.inside.endpoints.iter().chain(&port.outside.endpoints);
         self.endpoints.extend(endpoints.map(|endpoint| (key.protocol.number(), *endpoint)));
         let inside = format!("svc/{name}");
@@ -79,9 +83,14 @@ impl Program {
         for ip in &port.cluster_ips {
             self.element(SERVICE_IPS, address_key(*ip, key.protocol, key.port), Verdict::Goto(inside.clone()));
         }
+    }
+
+    fn outside(&mut self, key: &PortKey, port: &ServicePort, cluster_cidr: Cidr) {
         if port.node_port.is_none() && port.external_ips.is_empty() {
             return;
         }
+        let name = name(key);
+        let inside = format!("svc/{name}");
         let outside = format!("ext/{name}");
         let first = if port.keep_client { Line::FromInside(cluster_cidr, inside) } else { Line::Mark };
         self.chains.insert(outside.clone(), vec![first, balance(&port.outside, port.sticky)]);
@@ -96,6 +105,10 @@ impl Program {
     fn element(&mut self, map: &'static str, key: Vec<u8>, verdict: Verdict) {
         self.maps.entry(map).or_default().entry(key).or_insert(verdict);
     }
+}
+
+fn name(key: &PortKey) -> String {
+    format!("{}/{}/{}/{}", key.namespace, key.service, key.protocol.as_str(), key.port)
 }
 
 fn balance(choice: &Choice, sticky: bool) -> Line {
@@ -252,6 +265,21 @@ mod tests {
         assert_eq!(cost(&all, &one_changed), 2, "flush the chain, add its rule");
         assert_eq!(cost(&all, &one_less), 3, "delete the element, flush and delete the chain");
         assert_eq!(cost(&one_less, &all), 3);
+    }
+
+    #[test]
+    fn an_external_address_never_shadows_a_cluster_address() {
+        let mut state = state(2, None);
+        let victim = Ipv4Addr::new(10, 43, 0, 1);
+        // The first by name claims what the second was given.
+        for (key, port) in &mut state.ports {
+            if key.service == "s0" {
+                port.external_ips = vec![victim];
+            }
+        }
+        let program = Program::new(&state, [], "10.42.0.0/16".parse().unwrap());
+        let key = address_key(victim, Protocol::Tcp, 80);
+        assert_eq!(program.maps[SERVICE_IPS].get(&key), Some(&Verdict::Goto("svc/d/s1/tcp/80".to_owned())));
     }
 
     #[test]

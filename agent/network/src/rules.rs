@@ -10,6 +10,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort as SpecPort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
+use skiff_netlink::Cidr;
+
 use crate::config::Protocol;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -61,8 +63,33 @@ pub struct ServiceState {
     pub ports: BTreeMap<PortKey, ServicePort>,
 }
 
-/// What `node` should do with traffic to services. Headless services and services of other kinds of address are left out.
-pub fn desired(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &str) -> ServiceState {
+/// Addresses that no service takes over by naming them as its own (CVE-2020-8554 is that fault): whoever may write a
+/// Service would get the connections of others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Protected {
+    /// The cluster's ranges: services' and pods' addresses, cluster DNS among them.
+    pub ranges: Vec<Cidr>,
+    /// The nodes and the servers.
+    pub addresses: BTreeSet<Ipv4Addr>,
+}
+
+impl Protected {
+    /// Whether an external address may lead to a service. `by_status`: a load balancer's controller gave it, whose right
+    /// that is, also for an address of a node.
+    fn leaves(&self, ip: Ipv4Addr, by_status: bool) -> bool {
+        let special = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
+        !special && !self.ranges.iter().any(|range| range.contains(ip)) && (by_status || !self.addresses.contains(&ip))
+    }
+}
+
+/// What `node` should do with traffic to services. Headless services and services of other kinds of address are left out,
+/// and so are external addresses that are `protected`.
+pub fn desired(
+    services: &[Arc<Service>],
+    slices: &[Arc<EndpointSlice>],
+    node: &str,
+    protected: &Protected,
+) -> ServiceState {
     let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices {
         let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
@@ -78,32 +105,25 @@ pub fn desired(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let slices = by_service.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
-        for (key, port) in ports_of(service, slices, node) {
+        for (key, port) in ports_of(service, slices, node, protected) {
             state.ports.insert(key, port);
         }
     }
     state
 }
 
-fn ports_of(service: &Service, slices: &[&EndpointSlice], node: &str) -> Vec<(PortKey, ServicePort)> {
+fn ports_of(
+    service: &Service,
+    slices: &[&EndpointSlice],
+    node: &str,
+    protected: &Protected,
+) -> Vec<(PortKey, ServicePort)> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let cluster_ips = cluster_ips(service);
     if spec.type_.as_deref() == Some("ExternalName") || cluster_ips.is_empty() {
         return Vec::new();
     }
-    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let external_ips: Vec<Ipv4Addr> = spec
-        .external_ips
-        .iter()
-        .flatten()
-        .chain(
-            balancer
-                .iter()
-                .flat_map(|status| status.ingress.iter().flatten())
-                .filter_map(|ingress| ingress.ip.as_ref()),
-        )
-        .filter_map(|ip| ip.parse().ok())
-        .collect();
+    let external_ips = external_ips(service, protected);
     let keep_client = spec.external_traffic_policy.as_deref() == Some("Local");
     let inside_local = spec.internal_traffic_policy.as_deref() == Some("Local");
     let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
@@ -139,6 +159,22 @@ pub fn cluster_ips(service: &Service) -> Vec<Ipv4Addr> {
     let many = spec.cluster_ips.iter().flatten();
     let set: BTreeSet<Ipv4Addr> = spec.cluster_ip.iter().chain(many).filter_map(|ip| ip.parse().ok()).collect();
     set.into_iter().collect()
+}
+
+/// Addresses outside of the cluster that lead to the service.
+fn external_ips(service: &Service, protected: &Protected) -> Vec<Ipv4Addr> {
+    let named = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten()).map(|ip| (ip, false));
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let given = balancer
+        .iter()
+        .flat_map(|status| status.ingress.iter().flatten())
+        .filter_map(|ingress| Some((ingress.ip.as_ref()?, true)));
+    named
+        .chain(given)
+        .filter_map(|(ip, by_status)| Some((ip.parse().ok()?, by_status)))
+        .filter(|(ip, by_status)| protected.leaves(*ip, *by_status))
+        .map(|(ip, _)| ip)
+        .collect()
 }
 
 struct Candidate {
@@ -222,7 +258,7 @@ mod tests {
         let service = service(&format!(
             r#"{{"metadata":{{"name":"web","namespace":"d"}},"spec":{{"clusterIP":"10.43.0.9","ports":[{{"name":"http","port":80,"nodePort":30080}}]{spec}}}}}"#
         ));
-        let state = desired(&[service], &[slice(endpoints)], "n1");
+        let state = desired(&[service], &[slice(endpoints)], "n1", &Protected::default());
         state.ports.into_values().next()
     }
 
@@ -271,10 +307,38 @@ mod tests {
     }
 
     #[test]
+    fn no_service_takes_over_what_is_not_its_own() {
+        let protected = Protected {
+            ranges: vec!["10.42.0.0/16".parse().unwrap(), "10.43.0.0/16".parse().unwrap()],
+            addresses: [Ipv4Addr::new(192, 0, 2, 1)].into(),
+        };
+        let check = |ip: &str, named: bool, given: bool| {
+            let service = |spec: &str, status: &str| {
+                let text = format!(
+                    r#"{{"metadata":{{"name":"web","namespace":"d"}},"spec":{{"clusterIP":"10.43.0.9","ports":[{{"port":80}}]{spec}}}{status}}}"#
+                );
+                let state = desired(&[self::service(&text)], &[], "n1", &protected);
+                !state.ports.into_values().next().unwrap().external_ips.is_empty()
+            };
+            let by_spec = service(&format!(r#","externalIPs":["{ip}"]"#), "");
+            let by_status = service("", &format!(r#","status":{{"loadBalancer":{{"ingress":[{{"ip":"{ip}"}}]}}}}"#));
+            assert_eq!((by_spec, by_status), (named, given), "{ip}");
+        };
+        check("198.51.100.7", true, true);
+        check("10.43.0.1", false, false);
+        check("10.43.0.10", false, false);
+        check("10.42.1.5", false, false);
+        check("192.0.2.1", false, true);
+        check("127.0.0.1", false, false);
+        check("0.0.0.0", false, false);
+        check("224.0.0.1", false, false);
+    }
+
+    #[test]
     fn headless_and_external_names_have_no_rules() {
         assert_eq!(one(r#","type":"ExternalName","externalName":"x.example""#, A), None);
         let headless =
             service(r#"{"metadata":{"name":"web","namespace":"d"},"spec":{"clusterIP":"None","ports":[{"port":80}]}}"#);
-        assert!(desired(&[headless], &[], "n1").ports.is_empty());
+        assert!(desired(&[headless], &[], "n1", &Protected::default()).ports.is_empty());
     }
 }

@@ -26,8 +26,14 @@ impl Backoff {
 
     /// Notes an attempt.
     pub fn attempt(&mut self, now_ms: u64) {
+        self.attempt_within(now_ms, FIRST_MS, LONGEST_MS);
+    }
+
+    /// The same with waits of another length.
+    pub fn attempt_within(&mut self, now_ms: u64, first_ms: u64, longest_ms: u64) {
         let quiet = self.attempt_ms == 0 || now_ms.saturating_sub(self.attempt_ms) >= FORGET_MS;
-        self.wait_ms = if quiet || self.wait_ms == 0 { FIRST_MS } else { (self.wait_ms * 2).min(LONGEST_MS) };
+        let doubled = self.wait_ms.saturating_mul(2).min(longest_ms);
+        self.wait_ms = if quiet || self.wait_ms == 0 { first_ms } else { doubled };
         self.attempt_ms = now_ms;
     }
 }

@@ -1,13 +1,14 @@
 //! What all pods of a node share.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use skiff_runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-use crate::desired::{Desired, PodEvent, Report};
+use crate::desired::{Desired, Report};
+use crate::events::{Events, Told};
 use crate::fields::Situation;
 use crate::files::Resolver;
 use crate::resources::NodeCapacity;
@@ -31,8 +32,10 @@ pub struct PodsConfig {
     pub cluster_domain: String,
     /// What the node can give.
     pub capacity: NodeCapacity,
-    /// Most processes in a container; 0 for no limit.
-    pub pids_max: u64,
+    /// Most processes and threads in a pod; 0 for no limit.
+    pub pod_pids_max: u64,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// What the pods need from outside.
@@ -58,6 +61,8 @@ pub struct Context {
     pub desired: watch::Receiver<Arc<Desired>>,
     /// News.
     pub reports: mpsc::Sender<Report>,
+    /// What events were told lately.
+    pub events: Mutex<Events>,
 }
 
 impl Context {
@@ -93,16 +98,11 @@ impl Context {
             let list = if init(name) { "initContainers" } else { "containers" };
             format!("spec.{list}{{{name}}}")
         });
-        let event = PodEvent {
-            namespace: id.namespace,
-            name: id.name,
-            uid: id.uid,
-            field_path,
-            warning,
-            reason: reason.to_owned(),
-            message,
-        };
-        let _ = self.reports.send(Report::Event(event)).await;
+        let told = Told { pod: id, field_path, warning, reason: reason.to_owned(), message };
+        let event = self.events.lock().unwrap_or_else(PoisonError::into_inner).take(told, now_ms());
+        if let Some(event) = event {
+            let _ = self.reports.send(Report::Event(event)).await;
+        }
     }
 }
 

@@ -69,4 +69,12 @@ pub struct PodEvent {
     pub reason: String,
     /// A sentence.
     pub message: String,
+    /// Which event this is, among those of this node: a later report of the same series has the same name.
+    pub series: String,
+    /// How often it has happened so far, from 1.
+    pub count: u32,
+    /// When it happened first, and last: milliseconds since the epoch.
+    pub first_ms: u64,
+    /// As above.
+    pub last_ms: u64,
 }

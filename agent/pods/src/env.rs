@@ -134,7 +134,8 @@ fn referenced(
             None => Err(format!("couldn't find key {} in Secret {namespace}/{}", reference.key, reference.name)),
         };
     }
-    Ok(Some(String::new()))
+    let empty = *source == EnvVarSource::default();
+    if empty { Ok(Some(String::new())) } else { Err("an env source of a kind that this node cannot provide".into()) }
 }
 
 /// `WEB_SERVICE_HOST` and its relatives, for services of the pod's namespace; the API server's always.

@@ -26,16 +26,36 @@ fn fqdn(pod: &Pod, hostname: &str, domain: &str) -> Option<String> {
     Some(format!("{hostname}.{subdomain}.{}.svc.{domain}", pod.metadata.namespace.as_deref().unwrap_or_default()))
 }
 
+/// Characters of a host name that the kernel keeps (hostname(7)).
+const KERNEL_NAME_CHARS_MAX: usize = 64;
+
+/// What the kernel says the host's name is: with `setHostnameAsFQDN` the name below its subdomain, in full.
+pub fn kernel_hostname(pod: &Pod, hostname: &str, domain: &str) -> Result<String, String> {
+    let wanted = pod.spec.as_ref().is_some_and(|spec| {
+        spec.set_hostname_as_fqdn == Some(true) && spec.host_network != Some(true) && spec.hostname_override.is_none()
+    });
+    match fqdn(pod, hostname, domain).filter(|_| wanted) {
+        Some(full) if full.len() > KERNEL_NAME_CHARS_MAX => Err(format!(
+            "Failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({KERNEL_NAME_CHARS_MAX} characters is the max, {} characters requested)",
+            full.len()
+        )),
+        Some(full) => Ok(full),
+        None => Ok(hostname.to_owned()),
+    }
+}
+
 /// `/etc/hosts`. `host_file`: the node's own, for pods that share its network.
 pub fn hosts(pod: &Pod, hostname: &str, domain: &str, pod_ips: &[String], host_file: &str) -> String {
     let spec = pod.spec.as_ref();
-    let mut text = String::from("# Kept by Skiff.\n");
+    let mut text = String::from("# Kubernetes-managed hosts file");
     if spec.is_some_and(|spec| spec.host_network == Some(true)) {
+        text.push_str(" (host network).\n");
         text.push_str(host_file);
         if !host_file.ends_with('\n') {
             text.push('\n');
         }
     } else {
+        text.push_str(".\n");
         for line in [
             "127.0.0.1\tlocalhost",
             "::1\tlocalhost ip6-localhost ip6-loopback",
@@ -188,12 +208,39 @@ mod tests {
     }
 
     #[test]
+    fn names_in_full() {
+        let check = |spec: serde_json::Value, expect: Result<&str, &str>| {
+            let mut spec = spec;
+            spec["containers"] = json!([]);
+            let pod: Pod =
+                serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})).unwrap();
+            let got = kernel_hostname(&pod, &hostname(&pod, "node"), "cluster.local");
+            match expect {
+                Ok(name) => assert_eq!(got.as_deref(), Ok(name)),
+                Err(part) => assert!(got.as_ref().is_err_and(|error| error.contains(part)), "{got:?}"),
+            }
+        };
+        check(json!({"subdomain": "s"}), Ok("p"));
+        check(json!({"setHostnameAsFQDN": true}), Ok("p"));
+        check(json!({"setHostnameAsFQDN": true, "subdomain": "s"}), Ok("p.s.n.svc.cluster.local"));
+        check(json!({"setHostnameAsFQDN": true, "subdomain": "s".repeat(60)}), Err("64 characters is the max"));
+        check(json!({"setHostnameAsFQDN": true, "subdomain": "s", "hostNetwork": true}), Ok("node"));
+    }
+
+    #[test]
     fn names() {
         let check = |pod: serde_json::Value, expect_name: &str, expect_line: &str| {
             let pod: Pod = serde_json::from_value(pod).unwrap();
             let name = hostname(&pod, "node");
             assert_eq!(name, expect_name);
             let text = hosts(&pod, &name, "cluster.local", &["10.0.0.1".into()], "1.2.3.4 host");
+            let host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+            let head = if host {
+                "# Kubernetes-managed hosts file (host network)."
+            } else {
+                "# Kubernetes-managed hosts file."
+            };
+            assert_eq!(text.lines().next(), Some(head));
             assert!(text.lines().any(|line| line == expect_line), "{text}");
         };
         check(json!({"metadata": {"name": "p"}, "spec": {"containers": []}}), "p", "10.0.0.1\tp");

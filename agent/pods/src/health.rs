@@ -4,13 +4,15 @@
 
 use std::sync::Mutex;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::check::{Target, connect};
 
 const SERVING: u64 = 1;
+/// The answer is one small number; a container that sends more is not healthy.
+const ANSWER_BYTES_MAX: usize = 1024;
 
 /// Asks for a service's health.
 pub async fn check(target: &Target, port: u16, service: &str) -> Result<String, String> {
@@ -28,7 +30,8 @@ pub async fn check(target: &Target, port: u16, service: &str) -> Result<String, 
         .map_err(|error| fail(error.to_string()))?;
     let answer = sender.send_request(request).await.map_err(|error| fail(error.to_string()))?;
     let early = answer.headers().get("grpc-status").cloned();
-    let body = answer.into_body().collect().await.map_err(|error| fail(error.to_string()))?;
+    let body =
+        Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| fail(error.to_string()))?;
     let late = body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned());
     drop(driver);
     match late.or(early).as_ref().and_then(|status| status.to_str().ok()) {

@@ -31,21 +31,25 @@ impl RegistryImages {
     ) -> Result<EnsuredImage, ImageError> {
         let name = ImageName::parse(&image)
             .map_err(|error| ImageError::InvalidName { image: image.clone(), why: error.to_string() })?;
+        let known: Vec<Credentials> =
+            pull_configs.iter().filter_map(|config| Credentials::from_docker_config(config, &name)).collect();
         let present = self.store.resolve(&image);
         match (policy, present) {
             (PullPolicy::Never, None) => return Err(ImageError::NeverPull { image }),
-            (PullPolicy::Never | PullPolicy::IfNotPresent, Some(record)) => return Ok(ensured(record, &name, true)),
-            (PullPolicy::IfNotPresent, None) | (PullPolicy::Always, _) => {}
+            (PullPolicy::Never | PullPolicy::IfNotPresent, Some(record)) if record.open_to(&name, &known) => {
+                return Ok(ensured(record, &name, true));
+            }
+            // Another pod's credentials brought it here: only the registry can say whether this one may have it.
+            (PullPolicy::Never, Some(_)) => return Err(ImageError::NotYours { image }),
+            (PullPolicy::IfNotPresent, _) | (PullPolicy::Always, _) => {}
         }
         let turn = self.pulls.lock().await.entry(name.to_string()).or_default().clone();
         let _turn = turn.lock().await;
         if policy == PullPolicy::IfNotPresent
-            && let Some(record) = self.store.resolve(&image)
+            && let Some(record) = self.store.resolve(&image).filter(|record| record.open_to(&name, &known))
         {
             return Ok(ensured(record, &name, true));
         }
-        let known: Vec<Credentials> =
-            pull_configs.iter().filter_map(|config| Credentials::from_docker_config(config, &name)).collect();
         let mut last = None;
         for credentials in known.iter().map(Some).chain([None]) {
             match self.store.pull(&image, credentials).await {

@@ -33,7 +33,7 @@ pub struct Killer {
 impl Killer {
     /// Stops the container; its end shows in the runtime's state.
     pub async fn kill(self) {
-        let deadline = Instant::now() + self.grace;
+        let begun = Instant::now();
         let id = &self.target.container_id;
         if self.grace.is_zero() {
             let _ = self.target.pod.signal(id, libc::SIGKILL, true).await;
@@ -53,7 +53,7 @@ impl Killer {
                 )
                 .await;
         }
-        let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_AFTER_HOOK.min(self.grace));
+        let left = self.grace.saturating_sub(begun.elapsed()).max(LEAST_AFTER_HOOK.min(self.grace));
         // An error says that it has ended already.
         let _ = self.target.pod.signal(id, self.signal, false).await;
         if tokio::time::timeout(left, self.target.pod.wait_exit(id)).await.is_err() {

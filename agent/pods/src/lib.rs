@@ -17,12 +17,14 @@
 //! Deliberately absent: the API, its streams, and any knowledge of other nodes.
 
 mod actor;
+mod admit;
 mod atomic;
 mod backoff;
 mod check;
 mod context;
 mod desired;
 mod env;
+mod events;
 mod fields;
 mod files;
 mod health;

@@ -212,9 +212,11 @@ fn tail_start(files: &[PathBuf], lines: usize) -> io::Result<(usize, u64)> {
 
 /// A container's termination message: its file, or the end of a log when that is empty.
 pub fn last_words(message: &Path, log: Option<&Path>) -> String {
-    let text = fs::read(message).unwrap_or_default();
+    // The container wrote it, and may have written without end.
+    let mut text = Vec::new();
+    let _ = fs::File::open(message).and_then(|file| file.take(MESSAGE_BYTES_MAX as u64).read_to_end(&mut text));
     if !text.is_empty() {
-        return String::from_utf8_lossy(&text[..text.len().min(MESSAGE_BYTES_MAX)]).into_owned();
+        return String::from_utf8_lossy(&text).into_owned();
     }
     let Some(log) = log else { return String::new() };
     let files = files(log);

@@ -4,7 +4,7 @@
 //! sandbox without a record is removed. Nothing is stopped for being unwanted before the level is known to be whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use skiff_runtime::Pod as RuntimePod;
@@ -32,10 +32,16 @@ impl Pods {
         desired: watch::Receiver<Arc<Desired>>,
         reports: mpsc::Sender<Report>,
     ) -> anyhow::Result<Pods> {
-        std::fs::create_dir_all(&config.root_dir)?;
-        let ctx = Arc::new(Context { config, deps, desired, reports });
+        skiff_runtime::private::dir(&config.root_dir)?;
+        let ctx = Arc::new(Context { config, deps, desired, reports, events: Mutex::default() });
         let directory = Directory::default();
-        let mut manager = Manager { ctx, directory: directory.clone(), pods: BTreeMap::new(), tasks: JoinSet::new() };
+        let mut manager = Manager {
+            ctx,
+            directory: directory.clone(),
+            pods: BTreeMap::new(),
+            over: BTreeSet::new(),
+            tasks: JoinSet::new(),
+        };
         manager.recover().await?;
         let task = tokio::spawn(manager.run());
         Ok(Pods { directory, task })
@@ -86,6 +92,9 @@ struct Manager {
     directory: Directory,
     /// By UID.
     pods: BTreeMap<String, Known>,
+    /// Pods of the level that have left nothing here any more. Their objects may stay for long (a finalizer holds them);
+    /// a task for one would find nothing to do, end, and be started again without a pause.
+    over: BTreeSet<String>,
     tasks: JoinSet<String>,
 }
 
@@ -137,7 +146,10 @@ impl Manager {
             tokio::select! {
                 changed = desired.changed() => if changed.is_err() { return },
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(uid) => { self.pods.remove(&uid); }
+                    Ok(uid) => {
+                        self.pods.remove(&uid);
+                        self.over.insert(uid);
+                    }
                     Err(error) => tracing::error!("a pod's task ended: {error}"),
                 },
             }
@@ -149,6 +161,9 @@ impl Manager {
         for pod in &level.pods {
             let uid = identity(pod).uid;
             wanted.insert(uid.clone());
+            if self.over.contains(&uid) {
+                continue;
+            }
             let objects = objects(pod, level);
             let hold = level.hold.contains(&uid);
             match self.pods.get_mut(&uid) {
@@ -180,6 +195,7 @@ impl Manager {
         if !level.synced {
             return;
         }
+        self.over.retain(|uid| wanted.contains(uid));
         for (_, known) in self.pods.iter().filter(|(uid, _)| !wanted.contains(*uid)) {
             known.input.send_if_modified(|input| !std::mem::replace(&mut input.removed, true));
         }

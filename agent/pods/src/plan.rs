@@ -99,7 +99,7 @@ pub fn plan(wanted: PodState<'_>, observed: &Observed, now_ms: u64) -> Plan {
         && observed.end.is_none()
         && let Some(limit) = spec.active_deadline_seconds
     {
-        let deadline = observed.start_ms + limit.max(0) as u64 * 1000;
+        let deadline = observed.start_ms.saturating_add((limit.max(0) as u64).saturating_mul(1000));
         if plan.due(deadline, now_ms) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
             plan.actions.push(Action::End(End { failed: true, reason: "DeadlineExceeded".into(), message }));

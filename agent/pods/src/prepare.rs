@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use skiff_runtime::Pod as RuntimePod;
+use skiff_runtime::{Pod as RuntimePod, private};
 
+use crate::admit;
 use crate::atomic;
 use crate::context::{Context, now_ms};
 use crate::fields::Situation;
@@ -20,13 +21,24 @@ use crate::volumes::{self, Content, Place, Sources};
 /// Part of a token's life after which a new one is got: four fifths, as the kubelet does.
 const TOKEN_FRESH: (u64, u64) = (4, 5);
 
+/// Why there is no sandbox: the event's reason, and a sentence.
+pub type SandboxError = (&'static str, String);
+
 /// Makes namespaces and wires them. A failure leaves nothing.
-pub async fn sandbox(ctx: &Context, pod: &Pod, paths: &PodPaths) -> Result<(RuntimePod, Option<Ipv4Addr>), String> {
-    let places = volumes::places(pod, &paths.volumes())?;
+pub async fn sandbox(
+    ctx: &Context,
+    pod: &Pod,
+    paths: &PodPaths,
+) -> Result<(RuntimePod, Option<Ipv4Addr>), SandboxError> {
+    let fail = |why: String| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {why}"));
+    pod.spec.as_ref().map_or(Ok(()), admit::unsupported).map_err(fail)?;
+    let places = volumes::places(pod, &paths.volumes())
+        .map_err(|why| ("FailedMount", format!("MountVolume.SetUp failed: {why}")))?;
     let hostname = files::hostname(pod, &ctx.config.node_name);
-    let spec = pod_spec(pod, &hostname, &places);
+    let kernel_name = files::kernel_hostname(pod, &hostname, &ctx.config.cluster_domain).map_err(fail)?;
+    let spec = pod_spec(pod, &kernel_name, &places, ctx.config.pod_pids_max);
     let host_network = spec.host_network;
-    let made = ctx.deps.runtime.create_pod(spec).await.map_err(|error| error.to_string())?;
+    let made = ctx.deps.runtime.create_pod(spec).await.map_err(|error| fail(error.to_string()))?;
     if host_network {
         return Ok((made, None));
     }
@@ -35,7 +47,7 @@ pub async fn sandbox(ctx: &Context, pod: &Pod, paths: &PodPaths) -> Result<(Runt
         Err(error) => {
             let _ = ctx.deps.network.detach(identity(pod).uid).await;
             let _ = made.delete().await;
-            Err(format!("attach the pod to the network: {error}"))
+            Err(fail(format!("attach the pod to the network: {error}")))
         }
     }
 }
@@ -70,7 +82,7 @@ pub async fn files(
     let mut renew_ms = u64::MAX;
     for request in volumes::token_requests(pod) {
         let key = (request.audience.clone(), request.expiration_seconds);
-        let life_ms = request.expiration_seconds.max(0) as u64 * 1000;
+        let life_ms = (request.expiration_seconds.max(0) as u64).saturating_mul(1000);
         let token = ctx
             .deps
             .tokens
@@ -78,7 +90,7 @@ pub async fn files(
             .await
             .map_err(|error| format!("get a service account token: {error}"))?;
         tokens.insert(key, token);
-        renew_ms = renew_ms.min(now_ms() + life_ms * TOKEN_FRESH.0 / TOKEN_FRESH.1);
+        renew_ms = renew_ms.min(now_ms().saturating_add(life_ms / TOKEN_FRESH.1 * TOKEN_FRESH.0));
     }
     let texts = small_files(ctx, pod, ip);
     let (pod, made, paths) = (pod.clone(), made.clone(), paths.clone());
@@ -110,7 +122,7 @@ fn small_files(ctx: &Context, pod: &Pod, ip: Option<&str>) -> Texts {
 }
 
 fn write_small(dir: &Path, texts: &Texts) -> Result<(), String> {
-    fs::create_dir_all(dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
+    private::dir(dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
     for (name, text) in texts {
         let file = dir.join(name);
         // In place: a running container has this very file mounted.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
+use skiff_runtime::private;
 
 use crate::observed::Observed;
 
@@ -25,9 +26,9 @@ pub struct Record {
 impl Record {
     /// Writes it whole or not at all. No sync: after a power cut the pods are gone anyway.
     pub fn save(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)?;
+        private::dir(dir)?;
         let fresh = dir.join("record.json.new");
-        fs::write(&fresh, serde_json::to_vec(self)?)?;
+        private::write(&fresh, &serde_json::to_vec(self)?)?;
         fs::rename(fresh, dir.join(FILE))
     }
 

@@ -33,30 +33,45 @@ fn of(container: &ResourceRequirements, name: &str) -> (Option<i64>, Option<i64>
 }
 
 /// What the kernel is told for a container.
-pub fn container_resources(container: &Container, pids: u64) -> Resources {
+pub fn container_resources(container: &Container) -> Resources {
     let none = ResourceRequirements::default();
     let wanted = container.resources.as_ref().unwrap_or(&none);
     let (cpu_request, cpu_limit) = of(wanted, "cpu");
     let memory = amount(wanted.limits.as_ref(), "memory").unwrap_or(0);
     Resources {
         cpu_shares: shares(cpu_request.unwrap_or(0)),
-        cpu_quota_us: cpu_limit.map_or(0, |millis| (millis * 100).max(1000)),
+        cpu_quota_us: cpu_limit.map_or(0, quota_us),
         cpu_period_us: 100_000,
         memory_bytes: memory.max(0) as u64,
-        pids,
+        pids: 0,
     }
 }
 
-/// Weight of a whole pod among pods: the sum of its containers' requests.
+/// What the kernel is told for a whole pod: what its own `resources` say; without them, a weight that is the sum of its
+/// containers' requests.
 pub fn pod_resources(pod: &Pod) -> Resources {
+    let own = pod.spec.as_ref().and_then(|spec| spec.resources.clone()).unwrap_or_default();
+    let (cpu_request, cpu_limit) = of(&own, "cpu");
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let millis: i64 =
-        containers.filter_map(|container| container.resources.as_ref().and_then(|wanted| of(wanted, "cpu").0)).sum();
-    Resources { cpu_shares: shares(millis), ..Resources::default() }
+    let sum = containers
+        .filter_map(|container| container.resources.as_ref().and_then(|wanted| of(wanted, "cpu").0))
+        .fold(0i64, i64::saturating_add);
+    Resources {
+        cpu_shares: shares(cpu_request.unwrap_or(sum)),
+        cpu_quota_us: cpu_limit.map_or(0, quota_us),
+        cpu_period_us: 100_000,
+        memory_bytes: amount(own.limits.as_ref(), "memory").unwrap_or(0).max(0) as u64,
+        ..Resources::default()
+    }
+}
+
+/// CPU time in a period of 100 ms; the kernel takes no less than 1 ms.
+fn quota_us(millis: i64) -> i64 {
+    millis.saturating_mul(100).max(1000)
 }
 
 fn shares(millis: i64) -> u64 {
-    (millis.max(0) as u64 * 1024 / 1000).clamp(2, 262_144)
+    ((millis.max(0) as u64).saturating_mul(1024) / 1000).clamp(2, 262_144)
 }
 
 /// `Guaranteed` (all limits set and equal to requests), `BestEffort` (nothing set) or `Burstable`: the Kubernetes
@@ -137,7 +152,7 @@ mod tests {
     #[test]
     fn limits_for_the_kernel() {
         let check = |resources: serde_json::Value, shares: u64, quota: i64, memory: u64| {
-            let got = container_resources(&container(resources.clone()), 0);
+            let got = container_resources(&container(resources.clone()));
             assert_eq!((got.cpu_shares, got.cpu_quota_us, got.memory_bytes), (shares, quota, memory), "{resources}");
         };
         check(json!({}), 2, 0, 0);

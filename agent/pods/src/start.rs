@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use skiff_runtime::Pod as RuntimePod;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit;
 use crate::check::{Look, Target};
 use crate::context::Context;
 use crate::env::environment;
@@ -55,6 +56,8 @@ pub enum StartError {
     },
     /// The object asks for something that is not there (yet) or not allowed.
     Config(String),
+    /// The object asks for something that this node's runtime does not have.
+    Unsupported(String),
     /// The runtime could not run it.
     Run {
         /// What the status shows as image.
@@ -71,7 +74,9 @@ impl Starter {
     pub async fn start(&self, container: &Container, attempt: u32) -> Result<Started, StartError> {
         let image = self.image(container).await?;
         let started = self.run(container, attempt, &image).await;
-        if let Err(StartError::Config(message) | StartError::Run { message, .. }) = &started {
+        if let Err(StartError::Config(message) | StartError::Unsupported(message) | StartError::Run { message, .. }) =
+            &started
+        {
             self.ctx.event(&self.pod, Some(&container.name), true, "Failed", format!("Error: {message}")).await;
         }
         started
@@ -127,6 +132,7 @@ impl Starter {
 
     async fn run(&self, container: &Container, attempt: u32, image: &EnsuredImage) -> Result<Started, StartError> {
         let config = &self.ctx.config;
+        admit::unsupported_container(&self.pod, container).map_err(StartError::Unsupported)?;
         let situation = self.ctx.situation(self.ip.as_deref().or(self.host_ip()));
         let env = environment(&self.pod, container, &self.ctx.now(), &situation, config.capacity)
             .map_err(StartError::Config)?;
@@ -140,7 +146,6 @@ impl Starter {
             places: &places,
             paths: &self.paths,
             node: config.capacity,
-            pids_max: config.pids_max,
         };
         let spec = parts.spec().map_err(StartError::Config)?;
         let failed = |message: String| StartError::Run { image_ref: image.image_ref.clone(), message };

@@ -32,6 +32,8 @@ pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &Po
     let unseen = ContainerObserved::default();
     let ready_to_start = matches!(observed.sandbox, Sandbox::Ready { .. });
     let init_done = initialized(spec, observed);
+    // The kubelet's word for every container of such a pod until it is made, not only for those that wait for others.
+    let has_init = spec.init_containers.iter().flatten().next().is_some();
     let list = |containers: &[Container], init: bool| -> Vec<ContainerStatus> {
         let each = |container: &Container| {
             let seen = observed.containers.get(&container.name).unwrap_or(&unseen);
@@ -41,8 +43,7 @@ pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &Po
                 (false, _) => restarts(spec, code),
             } && observed.end.is_none()
                 && pod.metadata.deletion_timestamp.is_none();
-            let waits_for_init = !init && !init_done && spec.init_containers.iter().flatten().next().is_some();
-            container_status(uid, container, seen, &again, waits_for_init, init)
+            container_status(uid, container, seen, &again, has_init, init)
         };
         containers.iter().map(each).collect()
     };
@@ -104,7 +105,7 @@ fn container_status(
     container: &Container,
     seen: &ContainerObserved,
     again: &dyn Fn(i32) -> bool,
-    waits_for_init: bool,
+    has_init: bool,
     init: bool,
 ) -> ContainerStatus {
     let waiting = |reason: &str, message: &str| ContainerState {
@@ -114,7 +115,7 @@ fn container_status(
         }),
         ..ContainerState::default()
     };
-    let creating = if waits_for_init { "PodInitializing" } else { "ContainerCreating" };
+    let creating = if has_init { "PodInitializing" } else { "ContainerCreating" };
     let mut last = seen.last.as_ref();
     let (state, ran) = match &seen.stage {
         Stage::Waiting { reason, .. } if reason.is_empty() => (waiting(creating, ""), false),
@@ -135,12 +136,17 @@ fn container_status(
     let known = ran || seen.last.is_some();
     let attempt_id = format!("skiff://{uid}/{}", container_id(&container.name, seen.attempt));
     let running = matches!(seen.stage, Stage::Running { .. });
-    let completed_init = init && !is_sidecar(container) && seen.exit().is_some_and(|exit| exit.code == 0);
+    // An ordinary init container is ready when it has done its work, and not before.
+    let ordinary_init = init && !is_sidecar(container);
+    let completed_init = ordinary_init && seen.exit().is_some_and(|exit| exit.code == 0);
     let mounts = container.volume_mounts.iter().flatten().map(|mount| VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
         read_only: mount.read_only.filter(|read_only| *read_only),
-        recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| "Disabled".to_owned()),
+        recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| {
+            let wanted = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+            if wanted { "Enabled" } else { "Disabled" }.to_owned()
+        }),
         ..VolumeMountStatus::default()
     });
     ContainerStatus {
@@ -148,7 +154,7 @@ fn container_status(
         image: container.image.clone().unwrap_or_default(),
         image_id: seen.image_ref.clone(),
         container_id: known.then_some(attempt_id),
-        ready: completed_init || (running && seen.ready),
+        ready: completed_init || (running && seen.ready && !ordinary_init),
         started: Some(running && seen.started),
         restart_count: seen.restarts as i32,
         state: Some(state),
@@ -287,5 +293,57 @@ impl Conditions<'_> {
             observed_generation: self.pod.metadata.generation,
             ..PodCondition::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn while_init_containers_run() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "spec": {
+            "initContainers": [{"name": "i"}, {"name": "side", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}}))
+        .unwrap();
+        let check = |stages: &[(&str, Stage)], expect: &[(&str, bool, &str)], message: &str| {
+            let containers = stages.iter().map(|(name, stage)| {
+                let seen = ContainerObserved { stage: stage.clone(), started: true, ready: true, ..Default::default() };
+                (name.to_string(), seen)
+            });
+            let sandbox = Sandbox::Ready { ip: None };
+            let observed = Observed { sandbox, containers: containers.collect(), ..Observed::default() };
+            let status = status(&pod, &observed, &Situation::default(), &PodStatus::default(), 0);
+            let all = [status.init_container_statuses, status.container_statuses].into_iter().flatten().flatten();
+            let got: Vec<(String, bool, String)> = all
+                .map(|status| {
+                    let waiting = status.state.and_then(|state| state.waiting).and_then(|waiting| waiting.reason);
+                    (status.name, status.ready, waiting.unwrap_or_default())
+                })
+                .collect();
+            let expect: Vec<_> =
+                expect.iter().map(|(name, ready, why)| (name.to_string(), *ready, why.to_string())).collect();
+            assert_eq!(got, expect);
+            let initialized =
+                status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Initialized");
+            assert_eq!(initialized.and_then(|condition| condition.message).unwrap_or_default(), message);
+        };
+        let running = || Stage::Running { started_ms: 0, killing: false };
+        let done = || Stage::Exited(Exit::default());
+        check(
+            &[],
+            &[("i", false, "PodInitializing"), ("side", false, "PodInitializing"), ("a", false, "PodInitializing")],
+            "containers with incomplete status: [i side]",
+        );
+        check(
+            &[("i", running())],
+            &[("i", false, ""), ("side", false, "PodInitializing"), ("a", false, "PodInitializing")],
+            "containers with incomplete status: [i side]",
+        );
+        check(
+            &[("i", done()), ("side", running())],
+            &[("i", true, ""), ("side", true, ""), ("a", false, "PodInitializing")],
+            "",
+        );
     }
 }

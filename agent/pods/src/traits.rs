@@ -108,6 +108,14 @@ pub enum ImageError {
         /// As written.
         image: String,
     },
+    /// `ErrImageNeverPull`: it is here, but another's credentials brought it.
+    #[error(
+        "Container image {image:?} is present, but was pulled with credentials that this pod does not have, and the pull policy of Never forbids to ask the registry"
+    )]
+    NotYours {
+        /// As written.
+        image: String,
+    },
     /// `ErrImagePull`, later `ImagePullBackOff`.
     #[error("Failed to pull image {image:?}: {why}")]
     Pull {
@@ -123,7 +131,7 @@ impl ImageError {
     pub fn reason(&self) -> &'static str {
         match self {
             ImageError::InvalidName { .. } => "InvalidImageName",
-            ImageError::NeverPull { .. } => "ErrImageNeverPull",
+            ImageError::NeverPull { .. } | ImageError::NotYours { .. } => "ErrImageNeverPull",
             ImageError::Pull { .. } => "ErrImagePull",
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 use skiff_api::expand::expand;
-use skiff_runtime::{ContainerSpec, ImageConfig, LogSpec, Mount, PodSpec, Security};
+use skiff_runtime::{ContainerSpec, ImageConfig, LogSpec, Mount, PodSpec, Resources, Security};
 
 use crate::observed::container_id;
 use crate::resources::{NodeCapacity, container_resources, oom_score_adj, pod_resources};
@@ -19,7 +19,9 @@ pub fn identity(pod: &Pod) -> PodIdentity {
 }
 
 /// The runtime's pod.
-pub fn pod_spec(pod: &Pod, hostname: &str, places: &[Place]) -> PodSpec {
+///
+/// `pids_max`: most processes and threads in all of its containers; 0 for no limit.
+pub fn pod_spec(pod: &Pod, hostname: &str, places: &[Place], pids_max: u64) -> PodSpec {
     let id = identity(pod);
     let spec = pod.spec.as_ref();
     let flag = |flag: Option<bool>| flag.unwrap_or(false);
@@ -37,7 +39,7 @@ pub fn pod_spec(pod: &Pod, hostname: &str, places: &[Place]) -> PodSpec {
         share_process_namespace: spec.is_some_and(|spec| flag(spec.share_process_namespace)),
         sysctls: sysctls.into_iter().map(|sysctl| (sysctl.name, sysctl.value)).collect(),
         tmpfs: places.iter().filter_map(|place| place.tmpfs.clone()).collect(),
-        resources: pod_resources(pod),
+        resources: Resources { pids: pids_max, ..pod_resources(pod) },
         ..PodSpec::default()
     }
 }
@@ -108,8 +110,6 @@ pub struct Parts<'a> {
     pub paths: &'a PodPaths,
     /// For OOM scores.
     pub node: NodeCapacity,
-    /// Most processes in a container; 0 for no limit.
-    pub pids_max: u64,
 }
 
 impl Parts<'_> {
@@ -149,7 +149,7 @@ impl Parts<'_> {
                 .filter(|dir| !dir.is_empty())
                 .unwrap_or_else(|| image.working_dir.clone()),
             mounts: self.mounts(&own)?,
-            resources: container_resources(container, self.pids_max),
+            resources: container_resources(container),
             security: security(self.pod, container, image)?,
             tty: container.tty.unwrap_or(false),
             stdin: container.stdin.unwrap_or(false),
@@ -177,15 +177,21 @@ impl Parts<'_> {
             if sub_path.starts_with('/') || sub_path.split('/').any(|part| part == "..") {
                 return Err(format!("subPath {sub_path:?} must be relative and without '..'"));
             }
+            let bidirectional = wanted.mount_propagation.as_deref() == Some("Bidirectional");
+            if bidirectional && (!privileged || place.tmpfs.is_some()) {
+                return Err(format!(
+                    "mountPropagation Bidirectional of {:?} is for privileged containers and volumes on the node's file systems",
+                    wanted.name
+                ));
+            }
             mounts.push(Mount {
                 source: place.path.clone(),
                 sub_path,
                 target: wanted.mount_path.clone(),
                 read_only: wanted.read_only.unwrap_or(false) || place.content == Content::Files,
-                host_to_container: matches!(
-                    wanted.mount_propagation.as_deref(),
-                    Some("HostToContainer" | "Bidirectional")
-                ),
+                recursive_read_only: matches!(wanted.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+                host_to_container: wanted.mount_propagation.as_deref() == Some("HostToContainer"),
+                bidirectional,
                 devices: privileged && matches!(place.content, Content::Host(_)),
             });
         }
@@ -246,13 +252,15 @@ fn security(pod: &Pod, container: &Container, image: &ImageConfig) -> Result<Sec
         uid,
         gid,
         groups,
+        strict_groups: shared.supplemental_groups_policy.as_deref() == Some("Strict"),
         privileged,
         no_new_privileges: own.allow_privilege_escalation == Some(false) && !privileged,
         read_only_root: own.read_only_root_filesystem.unwrap_or(false),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         seccomp_unconfined: seccomp.is_some_and(|profile| profile.type_ == "Unconfined"),
-        unmasked_proc: own.proc_mount.as_deref() == Some("Unmasked"),
+        // Refused before (`admit`): without a user namespace it would lay the host bare.
+        unmasked_proc: false,
     })
 }
 
@@ -310,7 +318,6 @@ mod tests {
             places: &[place],
             paths: &paths,
             node: NodeCapacity::default(),
-            pids_max: 0,
         }
         .spec()
     }

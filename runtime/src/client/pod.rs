@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, check_name, on};
 use crate::helper::{HelperConfig, HelperRecord, RECORD_FILE};
 use crate::image::Pin;
+use crate::private;
 use crate::spec::{ContainerSpec, ContainerState, ExecSpec, Phase, PodSpec, PodState, Stats};
 use crate::wire::{Reply, Request, StartRequest};
 
@@ -138,7 +139,7 @@ impl Pod {
         fs::create_dir_all(&dir).context(on("make", &dir))?;
         let file = dir.join(SPEC_FILE);
         let text = serde_json::to_vec(&spec).map_err(io::Error::from).context(on("write", &file))?;
-        fs::write(&file, text).context(on("write", &file))?;
+        private::write(&file, &text).context(on("write", &file))?;
         let cgroup = self.container_cgroup(&spec.id);
         cgroup.make()?;
         cgroup.limit(&spec.resources)?;

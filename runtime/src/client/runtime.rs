@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, check_name, on};
 use crate::helper::{CONFIG_FILE, HelperConfig, HelperRecord, PROGRAM, RECORD_FILE};
 use crate::image::ImageStore;
+use crate::private;
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::sys;
 
@@ -68,7 +70,9 @@ impl Runtime {
     /// Opens the directories (made when absent) and the control group. Needs root.
     pub fn open(config: RuntimeConfig) -> Result<Runtime> {
         let pods = config.state_dir.join("pods");
-        fs::create_dir_all(&pods).context(on("make", &pods))?;
+        for dir in [&config.state_dir, &pods] {
+            private::dir(dir).context(on("make", dir))?;
+        }
         let cgroup = Cgroup::parent(&config.cgroup_parent)?;
         let record = config.state_dir.join(CGROUP_FILE);
         // Earlier ones stay listed: an owner that comes back elsewhere in the hierarchy leaves the old place to the sweep.
@@ -78,7 +82,7 @@ impl Runtime {
         }
         let text =
             serde_json::to_vec(&places).map_err(io::Error::from).context(|| "write down the control group".into())?;
-        fs::write(&record, text).context(on("write", &record))?;
+        private::write(&record, &text).context(on("write", &record))?;
         cgroup.child("helpers").make()?;
         let images = ImageStore::open(&config.image_dir, &config.insecure_registries)?;
         Ok(Runtime { inner: Arc::new(Inner { config, images, cgroup }) })
@@ -106,7 +110,7 @@ impl Runtime {
 
     fn create_pod_blocking(&self, spec: PodSpec) -> Result<(HelperConfig, Child)> {
         let dir = self.pod_dir(&spec.id);
-        match fs::create_dir(&dir) {
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::Invalid {
                     what: "pod id",
@@ -134,7 +138,7 @@ impl Runtime {
         }
         let file = dir.join(CONFIG_FILE);
         let text = serde_json::to_vec(config).map_err(io::Error::from).context(on("write", &file))?;
-        fs::write(&file, text).context(on("write", &file))?;
+        private::write(&file, &text).context(on("write", &file))?;
         let log_path = dir.join("helper.log");
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).context(on("open", &log_path))?;
         let log_too = log.try_clone().context(on("open", &log_path))?;

@@ -45,8 +45,15 @@ impl Output {
 }
 
 impl Container {
-    /// Clones the container's first process. `init_of` is the pod's shared PID namespace, if it has one.
-    pub fn start(request: StartRequest, pod: &PodSpec, pod_dir: &Path, init_of: Option<i32>) -> io::Result<Container> {
+    /// Clones the container's first process. `init_of` is the pod's shared PID namespace, if it has one; `host` the
+    /// host's mount namespace.
+    pub fn start(
+        request: StartRequest,
+        pod: &PodSpec,
+        pod_dir: &Path,
+        init_of: Option<i32>,
+        host: &OwnedFd,
+    ) -> io::Result<Container> {
         let spec = &request.spec;
         let log = spec.log.as_ref().map(Log::open).transpose()?;
         let (ours, theirs) = channel()?;
@@ -74,7 +81,7 @@ impl Container {
         let flags = libc::CLONE_NEWNS | if own_pids { libc::CLONE_NEWPID } else { 0 };
         let pid = fork_into(init_of, flags)?;
         if pid == 0 {
-            let Err(error) = init::container(&request, pod, pod_dir, stdio, &theirs);
+            let Err(error) = init::container(&request, pod, pod_dir, host, stdio, &theirs);
             init::fail(&theirs, &error);
         }
         sys::set_nonblocking(ours.as_raw_fd())?;

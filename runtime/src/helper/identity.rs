@@ -1,7 +1,8 @@
 //! Who a container's process is and what it may do: user and groups by the image's own files, capabilities, no_new_privs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -25,6 +26,9 @@ const DEFAULT: [Capability; 14] = [
     Capability::CAP_KILL,
     Capability::CAP_AUDIT_WRITE,
 ];
+
+/// Bytes of an image's passwd(5) or group(5): tens of thousands of users.
+const ACCOUNT_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A user as the kernel knows one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +67,7 @@ pub fn resolve(security: &Security, passwd: &str, group: &str) -> Result<User, S
         (None, None) => entry.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0),
     };
     let mut groups = security.groups.clone();
-    if let Some(entry) = &entry {
+    if let Some(entry) = entry.as_ref().filter(|_| !security.strict_groups) {
         let member =
             |fields: &Vec<&str>| fields.get(3).is_some_and(|names| names.split(',').any(|name| name == entry[0]));
         groups.extend(groups_of().filter(member).filter_map(|fields| number(fields[2])));
@@ -76,8 +80,26 @@ pub fn resolve(security: &Security, passwd: &str, group: &str) -> Result<User, S
 
 /// [`resolve`] against the files of the current root.
 pub fn resolve_here(security: &Security) -> Result<User, String> {
-    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    resolve(security, &read("/etc/passwd"), &read("/etc/group"))
+    resolve(security, &account_file("/etc/passwd")?, &account_file("/etc/group")?)
+}
+
+/// A file of the image that names users or groups; empty when there is none. An image may have put anything in its place: a
+/// pipe that nobody writes to, or a file without end.
+fn account_file(path: &str) -> Result<String, String> {
+    let fail = |error: io::Error| format!("read {path} of the image: {error}");
+    let file = match fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path) {
+        Ok(file) => file,
+        Err(_) => return Ok(String::new()),
+    };
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    file.take(ACCOUNT_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > ACCOUNT_FILE_BYTES_MAX {
+        return Err(format!("{path} of the image has more than {ACCOUNT_FILE_BYTES_MAX} bytes"));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The capability set that a specification comes to.

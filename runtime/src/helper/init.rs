@@ -14,6 +14,7 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::stat::Mode;
 
 use super::identity;
 use super::{mounts, seccomp};
@@ -21,25 +22,30 @@ use crate::spec::{ContainerSpec, PodSpec, Rlimit, Security};
 use crate::sys;
 use crate::wire::{self, StartRequest};
 
+/// The file mode creation mask with which programs begin, as with other runtimes (OCI runtime specification, `user.umask`).
+const UMASK: libc::mode_t = 0o022;
+
 /// A process's own ends of its three pipes; none when it gets a terminal.
 pub type Stdio = Option<[OwnedFd; 3]>;
 
-/// Becomes the first process of a container.
+/// Becomes the first process of a container. `host`: the host's mount namespace.
 pub fn container(
     request: &StartRequest,
     pod: &PodSpec,
     pod_dir: &Path,
+    host: &OwnedFd,
     stdio: Stdio,
     channel: &OwnedFd,
 ) -> Result<Infallible, String> {
     let spec = &request.spec;
+    nix::sys::stat::umask(Mode::from_bits_truncate(UMASK));
     nix::unistd::setsid().map_err(|error| format!("start a session: {error}"))?;
     request.cgroup.enter().map_err(|error| error.to_string())?;
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|error| format!("make a control group namespace: {error}"))?;
     // Lowering it below the host's own takes a capability that a nested host may lack; that only changes who is killed first.
     let _ = fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string());
     spec.rlimits.iter().try_for_each(set_rlimit)?;
-    mounts::enter_root(request, pod, pod_dir)?;
+    mounts::enter_root(request, pod, pod_dir, host)?;
     become_program(spec, &spec.args, &[], &spec.cwd, &pod.hostname, stdio, channel)
 }
 
@@ -53,6 +59,7 @@ pub fn become_program(
     stdio: Stdio,
     channel: &OwnedFd,
 ) -> Result<Infallible, String> {
+    nix::sys::stat::umask(Mode::from_bits_truncate(UMASK));
     let security = &spec.security;
     let user = identity::resolve_here(security)?;
     match stdio {

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Result, on};
 use crate::spec::PodSpec;
-use crate::sys;
+use crate::{sys, sysctl};
 
 /// The name under which the binary is a helper.
 pub const PROGRAM: &str = "skiff-pod";
@@ -36,6 +36,10 @@ pub const CONFIG_FILE: &str = "pod.json";
 pub const RECORD_FILE: &str = "helper.json";
 /// The pod's `/dev/shm`, mounted in the helper's namespace only.
 pub const SHM_DIR: &str = "shm";
+
+/// In a pod's own network namespace any user may serve any port and send echo requests, as with other runtimes: who is in
+/// there owns all of it. A pod's own parameters are set after these.
+const OPEN_NETWORK: [(&str, &str); 2] = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
 
 /// What a helper is told on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,6 +117,11 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     let text = fs::read(&file).context(on("read", &file))?;
     let config: HelperConfig = serde_json::from_slice(&text).map_err(io::Error::from).context(on("read", &file))?;
     let spec = &config.spec;
+    // What is forked here enters containers before it runs their programs: until then nobody in there may look into it, by
+    // ptrace or through /proc/PID/fd (PR_SET_DUMPABLE in prctl(2); the program that is run is ordinary again).
+    nix::sys::prctl::set_dumpable(false).context(|| "hide the helper from its containers".into())?;
+    // What the helper itself writes (logs) is for root and its group; its containers begin with the usual mask again.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
     nix::unistd::setsid().context(|| "start a session for the helper".into())?;
     nix::sys::prctl::set_name(c"skiff-pod").context(|| "name the helper".into())?;
     nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper".into())?;
@@ -120,6 +129,7 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     config.helper_cgroup.enter()?;
 
+    let host_mounts = fs::File::open("/proc/self/ns/mnt").context(|| "open the host's mount namespace".into())?.into();
     let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNET, !spec.host_network);
     flags.set(CloneFlags::CLONE_NEWIPC, !spec.host_ipc);
@@ -129,12 +139,17 @@ fn prepare(dir: &Path) -> Result<server::Server> {
         .context(|| "detach the helper's mounts".into())?;
     if !spec.host_network {
         loopback_up().context(|| "bring up the pod's loopback interface".into())?;
+        // Best effort: a kernel that lacks one of them gives programs without rights a little less.
+        for (name, value) in OPEN_NETWORK {
+            let _ = fs::write(Path::new("/proc/sys/net/ipv4").join(name), value);
+        }
     }
     if !spec.hostname.is_empty() {
         nix::unistd::sethostname(&spec.hostname).context(|| format!("set the host name {:?}", spec.hostname))?;
     }
     for (name, value) in &spec.sysctls {
-        let file = Path::new("/proc/sys").join(sys::clean(Path::new(&name.replace('.', "/"))));
+        let refused = |why| crate::Error::Invalid { what: "kernel parameter", value: name.clone(), why };
+        let file = sysctl::file(name, spec.host_network, spec.host_ipc).map_err(refused)?;
         fs::write(&file, value).context(|| format!("set the kernel parameter {name} to {value:?}"))?;
     }
     if !spec.host_ipc {
@@ -144,7 +159,7 @@ fn prepare(dir: &Path) -> Result<server::Server> {
     for volume in &spec.tmpfs {
         tmpfs(&volume.path, volume.size_bytes, volume.mode)?;
     }
-    server::Server::new(dir, config)
+    server::Server::new(dir, config, host_mounts)
 }
 
 fn tmpfs(dir: &Path, size_bytes: u64, mode: u32) -> Result<()> {

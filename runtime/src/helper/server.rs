@@ -4,7 +4,6 @@
 //! does is told to the connections that watch, always as the whole state.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -50,6 +49,8 @@ enum Token {
 pub struct Server {
     dir: PathBuf,
     config: HelperConfig,
+    /// The host's mount namespace.
+    host_mounts: OwnedFd,
     listener: UnixListener,
     signals: SignalFd,
     lease: OwnedFd,
@@ -65,7 +66,7 @@ pub struct Server {
 
 impl Server {
     /// Listens and leaves the record by which a restarted agent knows the helper.
-    pub fn new(dir: &Path, config: HelperConfig) -> Result<Server> {
+    pub fn new(dir: &Path, config: HelperConfig, host_mounts: OwnedFd) -> Result<Server> {
         let mut set = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             set.add(signal);
@@ -88,10 +89,11 @@ impl Server {
             .map_err(io::Error::from)
             .context(|| "write the record".into())?;
         let file = dir.join(RECORD_FILE);
-        fs::write(&file, record).context(on("write", &file))?;
+        crate::private::write(&file, &record).context(on("write", &file))?;
         Ok(Server {
             dir: dir.to_owned(),
             config,
+            host_mounts,
             listener,
             signals,
             lease,
@@ -338,7 +340,7 @@ impl Server {
         if self.containers.iter().any(|have| have.state.id == request.spec.id) {
             return Err(format!("there is a container {} already", request.spec.id));
         }
-        let mut container = Container::start(request, &self.config.spec, &self.dir, self.pause)
+        let mut container = Container::start(request, &self.config.spec, &self.dir, self.pause, &self.host_mounts)
             .map_err(|error| format!("start the container's process: {error}"))?;
         container.waiter = Some(id);
         self.containers.push(container);

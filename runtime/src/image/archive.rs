@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::digest::{Digest, Hashing};
+use super::guard::{CONTENT_BYTES_MAX, Guard};
 use super::name::ImageName;
 use super::store::{ImageRecord, ImageStore};
 use super::unpack::decompress;
 use super::{CONFIG_TYPE, ConfigBlob, Descriptor, INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE, Manifest};
 use crate::error::{Context, Error, Result, on};
 use crate::sys;
+
+/// Files of an archive: an image has 127 layers at most, and an archive holds a few images.
+const PARTS_MAX: usize = 100_000;
 
 /// One image of an older Docker archive.
 #[derive(Deserialize)]
@@ -207,8 +211,12 @@ impl Parts {
         let what = || "read the image archive".to_owned();
         let mut files = BTreeMap::new();
         let mut links: Vec<(PathBuf, PathBuf)> = Vec::new();
-        let mut archive = tar::Archive::new(decompress(source).context(what)?);
+        let mut room_bytes = CONTENT_BYTES_MAX;
+        let mut archive = tar::Archive::new(Guard::new(decompress(source).context(what)?));
         for (number, entry) in archive.entries().context(what)?.enumerate() {
+            if number >= PARTS_MAX {
+                return Err(format_error(&format!("it has more than {PARTS_MAX} entries")));
+            }
             let mut entry = match entry {
                 // The library's words quote what it found; the bytes of some other file help nobody.
                 Err(_) if number == 0 => return Err(no_archive()),
@@ -220,7 +228,11 @@ impl Parts {
                 (tar::EntryType::Regular, _) => {
                     let place = dir.join(number.to_string());
                     let mut file = fs::File::create(&place).context(on("write", &place))?;
-                    io::copy(&mut entry, &mut file).context(on("write", &place))?;
+                    let most = room_bytes.saturating_add(1);
+                    let written = io::copy(&mut (&mut entry).take(most), &mut file).context(on("write", &place))?;
+                    room_bytes = room_bytes
+                        .checked_sub(written)
+                        .ok_or_else(|| format_error(&format!("it has more than {CONTENT_BYTES_MAX} bytes")))?;
                     files.insert(name, place);
                 }
                 (tar::EntryType::Symlink, Some(link)) => {

@@ -7,6 +7,7 @@ mod archive;
 mod build;
 mod digest;
 mod elf;
+mod guard;
 mod name;
 mod registry;
 mod store;
@@ -16,7 +17,7 @@ pub use build::ImageBuilder;
 pub use digest::Digest;
 pub use name::ImageName;
 pub use registry::Credentials;
-pub use store::{Collected, ImageRecord, ImageStore, Pin};
+pub use store::{Access, Collected, ImageRecord, ImageStore, Pin};
 
 use std::collections::BTreeMap;
 

@@ -1,26 +1,33 @@
 //! Pulling from a registry (OCI distribution specification), with what a Docker configuration says about passwords.
 
+use std::io::{self, Read};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::digest::Digest;
 use super::name::ImageName;
-use super::store::{ImageRecord, ImageStore};
+use super::store::{Access, DOCUMENT_BYTES_MAX, ImageRecord, ImageStore};
 use super::{Manifest, architecture, choose};
 use crate::error::{Context, Error, Result, on};
 
 /// Blobs that are fetched at the same time.
 const FETCHES_MAX: usize = 3;
+/// Bytes of a packed layer.
+const BLOB_BYTES_MAX: u64 = 64 << 30;
+/// Bytes of a file with authorities' certificates.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 const ACCEPTED: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -73,6 +80,14 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// Tells credentials apart without keeping them.
+    pub(super) fn digest(&self) -> String {
+        let parts = [self.username.as_bytes(), &[0], self.password.as_bytes()];
+        Digest::of(&parts.concat()).to_string()
+    }
+}
+
 impl Entry {
     fn credentials(self) -> Option<Credentials> {
         if !self.username.is_empty() {
@@ -115,6 +130,7 @@ impl ImageStore {
             protocol: ClientProtocol::HttpsExcept(self.plain(&name)),
             connect_timeout: Some(Duration::from_secs(10)),
             read_timeout: Some(Duration::from_secs(60)),
+            extra_root_certificates: self.authorities(&name)?,
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|error| failed(&name, &error))?;
@@ -148,7 +164,16 @@ impl ImageStore {
             if self.has_blob(&blob) {
                 continue;
             }
-            let size = descriptor.size as i64;
+            let size = descriptor.size;
+            let most = if Some(&descriptor.digest) == manifest.config.as_ref().map(|config| &config.digest) {
+                DOCUMENT_BYTES_MAX
+            } else {
+                BLOB_BYTES_MAX
+            };
+            if size > most {
+                let why = format!("its manifest names a blob of {size} bytes, more than the {most} that are taken");
+                return Err(Error::Pull { image: name.to_string(), why, not_found: false });
+            }
             let (store, client, reference, name, slots) =
                 (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
             tasks.spawn(async move {
@@ -160,8 +185,42 @@ impl ImageStore {
             done.map_err(|error| Error::Helper(format!("a fetch ended: {error}")))??;
         }
         let store = self.clone();
-        let added = tokio::task::spawn_blocking(move || store.add(&digest, &[name])).await;
+        let access = Access {
+            public: credentials.is_none(),
+            credentials: credentials.iter().map(|credentials| credentials.digest()).collect(),
+        };
+        let added = tokio::task::spawn_blocking(move || {
+            let pulled = [(name.family(), access)].into();
+            store.add_pulled(&digest, &[name], pulled)
+        })
+        .await;
         added.map_err(|error| Error::Helper(format!("unpacking ended: {error}")))?
+    }
+
+    /// Authorities that sign for this registry, beside those that everybody trusts.
+    fn authorities(&self, name: &ImageName) -> Result<Vec<Certificate>> {
+        const MARK: &str = "-----BEGIN CERTIFICATE-----";
+        let Some(dir) = self.registries_dir().filter(|_| !name.registry.starts_with('.')) else {
+            return Ok(Vec::new());
+        };
+        let path = dir.join(&name.registry).join("ca.crt");
+        let mut text = String::new();
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(on("read", &path)),
+        };
+        file.take(AUTHORITIES_BYTES_MAX).read_to_string(&mut text).context(on("read", &path))?;
+        let each = text
+            .split(MARK)
+            .skip(1)
+            .map(|rest| Certificate { encoding: CertificateEncoding::Pem, data: format!("{MARK}{rest}").into_bytes() });
+        let found: Vec<Certificate> = each.collect();
+        if found.is_empty() {
+            let why = "it has no certificate in PEM form".into();
+            return Err(Error::Format { what: path.display().to_string(), why });
+        }
+        Ok(found)
     }
 
     /// Registries without TLS: those that were named, and this machine.
@@ -195,11 +254,13 @@ impl ImageStore {
         reference: &Reference,
         name: &ImageName,
         blob: &Digest,
-        size: i64,
+        size: u64,
     ) -> Result<()> {
         let path = self.temporary();
-        let mut file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
-        let descriptor = OciDescriptor { digest: blob.to_string(), size, ..OciDescriptor::default() };
+        let file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
+        let signed = i64::try_from(size).unwrap_or(i64::MAX);
+        let descriptor = OciDescriptor { digest: blob.to_string(), size: signed, ..OciDescriptor::default() };
+        let mut file = AtMost { inner: file, left: size };
         let pulled = client.pull_blob(reference, &descriptor, &mut file).await;
         let flushed = file.flush().await;
         if let Err(error) = pulled {
@@ -210,6 +271,32 @@ impl ImageStore {
         let (store, blob) = (self.clone(), blob.clone());
         let kept = tokio::task::spawn_blocking(move || store.keep_file(&path, &blob)).await;
         kept.map_err(|error| Error::Helper(format!("checking a blob ended: {error}")))?
+    }
+}
+
+/// A file that takes no more than was announced: a registry that goes on sending ends in an error, not in a full disk.
+struct AtMost<W> {
+    inner: W,
+    left: u64,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for AtMost<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.len() as u64 > self.left {
+            let text = "the registry sends more bytes of a blob than its manifest says";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
+        self.left -= written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
@@ -230,12 +317,46 @@ fn failed(name: &ImageName, error: &OciDistributionError) -> Error {
         why = format!("{why}: {cause}");
         source = cause.source();
     }
+    if let Some(advice) = advice(&why, &name.registry) {
+        why = format!("{why}; {advice}");
+    }
     Error::Pull { image: name.to_string(), why, not_found }
+}
+
+/// What to do about a connection that could not be made secure.
+fn advice(why: &str, registry: &str) -> Option<String> {
+    if why.contains("InvalidContentType") {
+        let text = "it seems to speak plain HTTP: start servers and agents with --insecure-registry";
+        return Some(format!("{text} {registry} if it shall be trusted without encryption"));
+    }
+    if why.contains("CaUsedAsEndEntity") {
+        return Some(format!(
+            "its certificate is that of an authority itself: give it a server's certificate that the authority signed, and put the authority's own (PEM) at registries/{registry}/ca.crt in the data directory"
+        ));
+    }
+    let distrusted = ["UnknownIssuer", "invalid peer certificate"];
+    distrusted.iter().any(|word| why.contains(word)).then(|| {
+        format!(
+            "its certificate is not signed by an authority that is trusted here: put the authority's certificate (PEM) at registries/{registry}/ca.crt in the data directory"
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_to_do_about_a_connection() {
+        let check = |why: &str, part: &str| {
+            let got = advice(why, "reg.example:5000").unwrap_or_default();
+            assert!(if part.is_empty() { got.is_empty() } else { got.contains(part) }, "{why}: {got}");
+        };
+        check("received corrupt message of type InvalidContentType", "--insecure-registry reg.example:5000");
+        check("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "registries/reg.example:5000/ca.crt");
+        check("invalid peer certificate: UnknownIssuer", "registries/reg.example:5000/ca.crt");
+        check("connection refused", "");
+    }
 
     #[test]
     fn docker_configurations() {

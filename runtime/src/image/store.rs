@@ -15,15 +15,17 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hashing};
 use super::name::ImageName;
+use super::registry::Credentials;
 use super::unpack::{decompress, unpack};
 use super::{ConfigBlob, ImageConfig, Manifest, architecture, choose};
 use crate::error::{Context, Error, Result, on};
+use crate::private;
 
 /// Digits of a layer's directory name: few, because all lower directories of an overlay must fit into one page, and
 /// enough that no two layers meet.
 const LAYER_NAME_LEN: usize = 26;
 /// Manifests and configurations are read into memory; a larger one is not a document.
-const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// An image in the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,29 @@ pub struct ImageRecord {
     pub created: String,
     /// How to run it.
     pub config: ImageConfig,
+    /// Who may use it, by the repository (`docker.io/library/nginx`) that it was pulled from. A repository that is not
+    /// here is open to everybody: the image was imported, or an older version pulled it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pulled: BTreeMap<String, Access>,
+}
+
+/// With what an image was pulled from a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// Without credentials, at least once: it is public.
+    pub public: bool,
+    /// Digests of the credentials with which the registry gave it.
+    pub credentials: BTreeSet<String>,
+}
+
+impl ImageRecord {
+    /// Whether somebody with these credentials may use what is here under a name without asking the registry again. What
+    /// was not pulled (imported, or here before) is everybody's, as Kubernetes' `NeverVerifyPreloadedImages` has it.
+    pub fn open_to(&self, name: &ImageName, credentials: &[Credentials]) -> bool {
+        self.pulled.get(&name.family()).is_none_or(|access| {
+            access.public || credentials.iter().any(|own| access.credentials.contains(&own.digest()))
+        })
+    }
 }
 
 /// A layer as it came, and as it is unpacked.
@@ -99,6 +124,7 @@ struct State {
     /// Imports and pulls that have put content there which no image refers to yet.
     writers: usize,
     temporary: u64,
+    registries_dir: Option<PathBuf>,
 }
 
 /// Keeps an image while a container uses it.
@@ -140,6 +166,7 @@ impl Drop for Writing {
 impl ImageStore {
     /// Opens a store, making its directories when absent. One process a directory. `insecure`: registries (`host:port`) without TLS.
     pub fn open(dir: &Path, insecure: &[String]) -> Result<ImageStore> {
+        private::dir(dir).context(on("make", dir))?;
         let temporary = dir.join("tmp");
         match fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -284,6 +311,16 @@ impl ImageStore {
     /// Puts an image whose blobs are all stored into the index: layers are unpacked and checked. An index manifest
     /// stands for the image in it that this machine can run.
     pub fn add(&self, manifest: &Digest, names: &[ImageName]) -> Result<ImageRecord> {
+        self.add_pulled(manifest, names, BTreeMap::new())
+    }
+
+    /// The same for an image that was pulled: with what, by repository.
+    pub(super) fn add_pulled(
+        &self,
+        manifest: &Digest,
+        names: &[ImageName],
+        pulled: BTreeMap<String, Access>,
+    ) -> Result<ImageRecord> {
         let (manifest_digest, manifest) = self.image_manifest(manifest, 0)?;
         let format = |why: &str| Error::Format { what: format!("the manifest {manifest_digest}"), why: why.into() };
         let config = manifest.config.as_ref().ok_or_else(|| format("it names no configuration"))?;
@@ -313,7 +350,7 @@ impl ImageStore {
             return Err(format("an image has 1 to 127 layers"));
         }
         self.unpack_layers(&layers)?;
-        let size_bytes = config.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let size_bytes = manifest.layers.iter().fold(config.size, |sum, layer| sum.saturating_add(layer.size));
         let record = ImageRecord {
             id,
             manifest: manifest_digest,
@@ -323,8 +360,18 @@ impl ImageStore {
             size_bytes,
             created: blob.created,
             config: blob.config,
+            pulled,
         };
         self.enter(record, names)
+    }
+
+    /// Where certificates of registries' authorities are: `DIR/HOST/ca.crt`, `DIR/HOST:PORT/ca.crt` (PEM).
+    pub fn trust(&self, dir: PathBuf) {
+        self.state().registries_dir = Some(dir);
+    }
+
+    pub(super) fn registries_dir(&self) -> Option<PathBuf> {
+        self.state().registries_dir.clone()
     }
 
     fn image_manifest(&self, digest: &Digest, depth: usize) -> Result<(Digest, Manifest)> {
@@ -426,6 +473,16 @@ impl ImageStore {
             }
         };
         let image = &mut images[index];
+        for (family, access) in record.pulled {
+            // What was everybody's before stays so.
+            let prefix = format!("{family}@");
+            let had = image.repo_digests.iter().any(|digest| digest.starts_with(&prefix));
+            if !had || image.pulled.contains_key(&family) {
+                let own = image.pulled.entry(family).or_default();
+                own.public |= access.public;
+                own.credentials.extend(access.credentials);
+            }
+        }
         let mut all: BTreeSet<String> = image.names.iter().cloned().collect();
         all.extend(full);
         image.names = all.into_iter().collect();

@@ -16,6 +16,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
+use super::guard::{CONTENT_BYTES_MAX, Guard, PATH_BYTES_MAX, beyond};
 use crate::sys::{self, Make};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -46,13 +47,18 @@ pub fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + '
 /// Unpacks a plain tar below `target`, which exists and is empty.
 pub fn unpack(source: impl Read, target: &Path) -> io::Result<()> {
     let root: OwnedFd = fs::File::open(target)?.into();
-    let mut tree = Tree { root, parent: None };
+    let mut tree = Tree { root, parent: None, room_bytes: CONTENT_BYTES_MAX };
     // Times of directories last: every file that is put into one changes them.
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
-    let mut archive = Archive::new(source);
+    let mut archive = Archive::new(Guard::new(source));
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = sys::clean(&entry.path()?);
+        if entry.path_bytes().len() > PATH_BYTES_MAX
+            || entry.link_name_bytes().is_some_and(|name| name.len() > PATH_BYTES_MAX)
+        {
+            return Err(beyond(&format!("a name of more than {PATH_BYTES_MAX} bytes")));
+        }
         let mtime = entry.header().mtime().unwrap_or(0) as i64;
         let kind = entry.header().entry_type();
         tree.put(&mut entry, &path)
@@ -75,6 +81,8 @@ struct Tree {
     root: OwnedFd,
     /// The last directory that was opened: archives go directory by directory.
     parent: Option<(PathBuf, OwnedFd)>,
+    /// How much content may still come.
+    room_bytes: u64,
 }
 
 impl Tree {
@@ -102,12 +110,18 @@ impl Tree {
             return Ok(());
         };
         let root = self.root.try_clone()?;
+        let room_bytes = self.room_bytes;
+        let mut left_bytes = room_bytes;
         let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
         let parent = self.parent(&parent_path)?;
         if name.as_bytes() == OPAQUE {
             return set_attribute(parent, OsStr::new("."), "trusted.overlay.opaque", b"y");
         }
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            // `.` and `..` are directories outside of what this entry may speak of.
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it deletes no name that a directory can have"));
+            }
             let hidden = OsStr::from_bytes(hidden);
             remove(parent, hidden)?;
             return Ok(mknodat(parent, hidden, SFlag::S_IFCHR, Mode::empty(), 0)?);
@@ -148,7 +162,10 @@ impl Tree {
                 remove(parent, at)?;
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mut file = fs::File::from(openat(parent, at, flags, Mode::from_bits_truncate(0o600))?);
-                io::copy(entry, &mut file)?;
+                let written = io::copy(&mut entry.take(room_bytes.saturating_add(1)), &mut file)?;
+                left_bytes = room_bytes
+                    .checked_sub(written)
+                    .ok_or_else(|| beyond(&format!("files of more than {CONTENT_BYTES_MAX} bytes altogether")))?;
             }
             // Extended headers were read with their entries; anything newer has no meaning for a file system.
             _ => return Ok(()),
@@ -163,6 +180,7 @@ impl Tree {
             fchmodat(parent, at, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?;
         }
         set_time(parent, at, mtime);
+        self.room_bytes = left_bytes;
         if kind == EntryType::Directory || kind == EntryType::Symlink {
             self.parent = None;
         }
@@ -275,6 +293,34 @@ mod tests {
         let whiteout = fs::symlink_metadata(target.join("etc/gone")).unwrap();
         assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
         assert_eq!(fs::read_to_string(target.join("twice")).unwrap(), "two");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn hostile_names_are_refused() {
+        if !nix::unistd::Uid::effective().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "needs root");
+            eprintln!("ignored: needs root to make device nodes");
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("skiff-hostile-{}", std::process::id()));
+        let target = dir.join("layer");
+        fs::create_dir_all(dir.join("beside")).unwrap();
+        let check = |entries: &[(&str, EntryType, &str)], fits: bool| {
+            let _ = fs::remove_dir_all(&target);
+            fs::create_dir_all(&target).unwrap();
+            assert_eq!(unpack(&tar_of(entries)[..], &target).is_ok(), fits, "{entries:?}");
+            assert!(dir.join("beside").is_dir(), "{entries:?}");
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "{entries:?}");
+        };
+        for name in [".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh..."] {
+            check(&[("a/b", EntryType::Regular, "x"), (name, EntryType::Regular, "")], false);
+        }
+        check(&[("a/.wh....", EntryType::Regular, "")], true);
+        // A link out leads nowhere: it is resolved within the layer, where nothing of that name is.
+        check(&[("l", EntryType::Symlink, ".."), ("l/.wh.beside", EntryType::Regular, "")], true);
+        check(&[("h", EntryType::Link, "../beside")], false);
+        check(&[("l", EntryType::Symlink, "/"), ("h", EntryType::Link, "l/../../beside")], false);
         fs::remove_dir_all(dir).unwrap();
     }
 

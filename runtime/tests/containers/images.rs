@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use libtest_mimic::Failed;
-use skiff_runtime::image::Digest;
+use skiff_runtime::image::{Credentials, Digest, ImageName};
 use skiff_runtime::{Error, ImageBuilder, ImageStore};
 
 use super::fixture::{IMAGE, Test, equal, holds, with};
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("images::docker_save", docker_save),
     ("images::damage_is_found", damage_is_found),
     ("images::pull_from_a_registry", pull_from_a_registry),
+    ("images::credentials_count_for_who_has_them", credentials_count_for_who_has_them),
 ];
 
 fn out_and_in_again() -> Result<(), Failed> {
@@ -98,48 +99,104 @@ fn damage_is_found() -> Result<(), Failed> {
     })
 }
 
-/// Serves one image's blobs as a registry does, on a thread, for as long as the test runs.
+/// Serves one image's blobs as a registry does, on a thread, for as long as the test runs. `authorization`: what requests must carry.
+fn registry(
+    blobs: std::path::PathBuf,
+    manifest: String,
+    authorization: Option<&'static str>,
+) -> Result<std::net::SocketAddr, Failed> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            let mut byte = [0u8; 1];
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+                request.push(byte[0]);
+            }
+            let text = String::from_utf8_lossy(&request).into_owned();
+            let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let hex = if name == "v1" { manifest.as_str() } else { name.trim_start_matches("sha256:") };
+            let known = authorization.is_none_or(|wanted| text.contains(wanted));
+            let answer = if path == "/v2/" { Some(Vec::new()) } else { std::fs::read(blobs.join(hex)).ok() };
+            let error = |code: &str, text: &str| {
+                format!(r#"{{"errors":[{{"code":"{code}","message":"{text}"}}]}}"#).into_bytes()
+            };
+            let (status, body) = match answer {
+                _ if !known => {
+                    ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"", error("UNAUTHORIZED", "sign in"))
+                }
+                Some(body) => ("200 OK", body),
+                None => ("404 Not Found", error("MANIFEST_UNKNOWN", "manifest unknown")),
+            };
+            let kind = "application/vnd.oci.image.manifest.v1+json";
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    Ok(address)
+}
+
 fn pull_from_a_registry() -> Result<(), Failed> {
     with(async |fixture| {
         let images = fixture.runtime.images();
         let record = images.resolve(IMAGE).ok_or("no image")?;
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        let (blobs, manifest) = (fixture.dir.join("images/blobs/sha256"), record.manifest.clone());
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let mut request = Vec::new();
-                let mut byte = [0u8; 1];
-                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
-                    request.push(byte[0]);
-                }
-                let text = String::from_utf8_lossy(&request).into_owned();
-                let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
-                let name = path.rsplit('/').next().unwrap_or_default();
-                let hex = if name == "v1" { manifest.hex() } else { name.trim_start_matches("sha256:") };
-                let answer = if path == "/v2/" { Some(Vec::new()) } else { std::fs::read(blobs.join(hex)).ok() };
-                let (status, body) = match answer {
-                    Some(body) => ("200 OK", body),
-                    None => (
-                        "404 Not Found",
-                        br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec(),
-                    ),
-                };
-                let kind = "application/vnd.oci.image.manifest.v1+json";
-                let head = format!(
-                    "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                    body.len()
-                );
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-            }
-        });
+        let address = registry(fixture.dir.join("images/blobs/sha256"), record.manifest.hex().into(), None)?;
         let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
         let pulled = other.pull(&format!("{address}/shell:v1"), None).await?;
         equal(&pulled.id, &record.id)?;
         equal(pulled.names.as_slice(), &[format!("{address}/shell:v1")])?;
+        holds("it is everybody's", pulled.open_to(&ImageName::parse(&format!("{address}/shell:v1"))?, &[]))?;
         match other.pull(&format!("{address}/shell:absent"), None).await {
             Err(Error::Pull { not_found: true, .. }) => Ok(()),
             other => Err(format!("expected no such image, got {other:?}").into()),
         }
+    })
+}
+
+/// What one pod's credentials brought here is not another's, until the registry gives it to that one too.
+fn credentials_count_for_who_has_them() -> Result<(), Failed> {
+    with(async |fixture| {
+        let record = fixture.runtime.images().resolve(IMAGE).ok_or("no image")?;
+        let blobs = fixture.dir.join("images/blobs/sha256");
+        // user:right
+        let address = registry(blobs, record.manifest.hex().into(), Some("Basic dXNlcjpyaWdodA=="))?;
+        let credentials = |password: &str| Credentials { username: "user".into(), password: password.into() };
+        let (right, wrong) = (credentials("right"), credentials("wrong"));
+        let text = format!("{address}/shell:v1");
+        let name = ImageName::parse(&text)?;
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        other.pull(&text, Some(&right)).await?;
+        let check = |store: &ImageStore, known: &[Credentials], expect: bool| {
+            let record = store.resolve(&text).ok_or("no image")?;
+            equal((known.len(), record.open_to(&name, known)), (known.len(), expect))
+        };
+        check(&other, &[], false)?;
+        check(&other, std::slice::from_ref(&wrong), false)?;
+        check(&other, &[wrong.clone(), right.clone()], true)?;
+        // Every blob is here: the registry is asked all the same.
+        holds("the registry refuses nobody", other.pull(&text, None).await.is_err())?;
+        holds("the registry refuses a wrong password", other.pull(&text, Some(&wrong)).await.is_err())?;
+        check(&other, &[wrong], false)?;
+        // It is remembered.
+        drop(other);
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        check(&other, &[], false)?;
+        check(&other, std::slice::from_ref(&right), true)?;
+        let kept = std::fs::read_to_string(fixture.dir.join("other/images.json"))?;
+        holds("no password is kept", !kept.contains("right"))?;
+        // What was here before, from elsewhere, is everybody's and stays so.
+        let mut archive = Vec::new();
+        fixture.runtime.images().tag(IMAGE, &text)?;
+        fixture.runtime.images().export(&text, &mut archive)?;
+        let third = ImageStore::open(&fixture.dir.join("third"), &[])?;
+        third.import(&archive[..])?;
+        check(&third, &[], true)?;
+        third.pull(&text, Some(&right)).await?;
+        check(&third, &[], true)
     })
 }

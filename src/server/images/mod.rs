@@ -30,7 +30,12 @@ pub struct Images {
 
 impl Images {
     pub fn open(dir: &Path, insecure_registries: &[String]) -> anyhow::Result<Images> {
-        Ok(Images { store: ImageStore::open(dir, insecure_registries)?, entering: Arc::default() })
+        let store = ImageStore::open(dir, insecure_registries)?;
+        // Beside the folders of server and agent, which both read it.
+        if let Some(data_dir) = dir.parent().and_then(Path::parent) {
+            store.trust(data_dir.join("registries"));
+        }
+        Ok(Images { store, entering: Arc::default() })
     }
 
     /// The archive of an image, in chunks.

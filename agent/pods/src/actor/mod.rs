@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admit;
+use crate::backoff::Backoff;
 use crate::context::{Context, now_ms};
 use crate::desired::Key;
 use crate::kill::Killer;
@@ -31,8 +33,12 @@ use crate::visible::Directory;
 
 /// Results of a pod's tasks that wait to be read; more than a pod with many containers ever has at once.
 const EVENTS_MAX: usize = 64;
-/// Until a failed sandbox or volume is tried again.
+/// Until a sandbox that could not be removed is tried again.
 const RETRY_MS: u64 = 2_000;
+/// Between attempts to make a sandbox or to fill volumes: doubled from the first to the longest, as the kubelet does
+/// (its exponential back-off of volume operations).
+const SETUP_FIRST_MS: u64 = 500;
+const SETUP_LONGEST_MS: u64 = 122_000;
 /// Until a container whose configuration lacks something is tried again, unless the objects change before.
 const CONFIG_RETRY_MS: u64 = 5_000;
 
@@ -51,7 +57,7 @@ pub struct Input {
 
 /// What comes back from a pod's tasks.
 enum Event {
-    Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), String>),
+    Sandbox(Result<(RuntimePod, Option<Ipv4Addr>), prepare::SandboxError>),
     TornDown,
     Files { first: bool, result: Result<u64, String> },
     Started { name: String, attempt: u32, result: Result<Started, StartError> },
@@ -84,6 +90,8 @@ pub struct Actor {
     /// When files want to be written again for their tokens.
     renew_ms: u64,
     refreshing: bool,
+    sandbox_backoff: Backoff,
+    files_backoff: Backoff,
     /// The pod was over before this agent ever saw it: its status is not ours to write.
     quiet: bool,
     events: mpsc::Receiver<Event>,
@@ -119,6 +127,8 @@ impl Actor {
             saved: None,
             renew_ms: u64::MAX,
             refreshing: false,
+            sandbox_backoff: Backoff::default(),
+            files_backoff: Backoff::default(),
             quiet: over,
             events,
             sender,
@@ -181,6 +191,7 @@ impl Actor {
 
     /// Runs until the pod is gone or the agent ends.
     pub async fn run(mut self) {
+        self.admit().await;
         loop {
             self.observe().await;
             let now = now_ms();
@@ -216,6 +227,22 @@ impl Actor {
             while let Ok(event) = self.events.try_recv() {
                 self.handle(event).await;
             }
+        }
+    }
+
+    /// A pod of which nothing has run yet may be refused altogether.
+    async fn admit(&mut self) {
+        let begun = self.made.is_some() || !self.observed.containers.is_empty() || self.observed.end.is_some();
+        if begun || self.pod().metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let host = admit::Host::read();
+        if let Some(end) = admit::refusal(self.pod(), &self.ctx.config.allowed_unsafe_sysctls, host) {
+            self.act(Action::End(end), now_ms()).await;
+            return;
+        }
+        for ignored in admit::ignored(self.pod(), host) {
+            self.event(None, true, "IgnoredField", ignored.into()).await;
         }
     }
 
@@ -346,12 +373,13 @@ impl Actor {
 
     /// Writes files: the first time, or again because objects changed or tokens age.
     fn refresh(&mut self, first: bool) {
+        // Whoever cannot write now is not woken for it again: the next files that are written set a new time.
+        self.renew_ms = u64::MAX;
         let Some(made) = self.made.clone() else { return };
         if self.refreshing || (!first && self.observed.volumes != Volumes::Ready) {
             return;
         }
         self.refreshing = true;
-        self.renew_ms = u64::MAX;
         let (ctx, pod, paths, ip, sender) =
             (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
         tokio::spawn(async move {
@@ -406,7 +434,7 @@ impl Actor {
         let Some(container) = self.container(name) else { return };
         let live = self.live.entry(name.to_owned()).or_default();
         live.cancel.cancel();
-        let deadline_ms = now_ms() + grace_seconds * 1000;
+        let deadline_ms = now_ms().saturating_add(grace_seconds.saturating_mul(1000));
         let Some(made) = self.made.clone() else { return };
         if !matches!(self.observed.containers.get(name).map(|seen| &seen.stage), Some(Stage::Running { .. })) {
             return;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use skiff_runtime::Phase;
 
-use super::{Actor, CONFIG_RETRY_MS, Event, RETRY_MS};
+use super::{Actor, CONFIG_RETRY_MS, Event, SETUP_FIRST_MS, SETUP_LONGEST_MS};
+use crate::backoff::Backoff;
 use crate::context::now_ms;
 use crate::logs::last_words;
 use crate::observed::{End, Exit, Sandbox, Stage, Volumes, container_id};
@@ -105,16 +106,18 @@ impl Actor {
         match event {
             Event::Sandbox(Ok((made, ip))) => {
                 self.set_made(made);
+                self.sandbox_backoff = Backoff::default();
                 let ip = ip.map(|ip| ip.to_string());
                 self.observed.sandbox = Sandbox::Ready { ip: ip.clone() };
                 let host = self.ctx.config.host_ips.first().cloned();
                 self.observed.ip = ip;
                 self.observed.shown_ip = self.observed.ip.clone().or(host);
             }
-            Event::Sandbox(Err(why)) => {
-                let message = format!("Failed to create pod sandbox: {why}");
-                self.observed.sandbox = Sandbox::Failed { message: why, retry_ms: now + RETRY_MS };
-                self.event(None, true, "FailedCreatePodSandBox", message).await;
+            Event::Sandbox(Err((reason, message))) => {
+                self.sandbox_backoff.attempt_within(now, SETUP_FIRST_MS, SETUP_LONGEST_MS);
+                let retry_ms = now + self.sandbox_backoff.wait_ms;
+                self.observed.sandbox = Sandbox::Failed { message: message.clone(), retry_ms };
+                self.event(None, true, reason, message).await;
             }
             Event::TornDown => self.torn_down(),
             Event::Files { first, result } => self.files_written(first, result, now).await,
@@ -127,6 +130,7 @@ impl Actor {
     fn torn_down(&mut self) {
         self.observed.sandbox = Sandbox::None;
         self.observed.volumes = Volumes::None;
+        self.renew_ms = u64::MAX;
         self.observed.ip = None;
         if self.observed.end.is_some() || self.pod().metadata.deletion_timestamp.is_some() {
             return;
@@ -148,17 +152,22 @@ impl Actor {
     async fn files_written(&mut self, first: bool, result: Result<u64, String>, now: u64) {
         self.refreshing = false;
         match result {
+            // The sandbox went meanwhile, and the files with it.
+            _ if self.made.is_none() || (first && self.observed.volumes != Volumes::Preparing) => {}
             Ok(renew_ms) => {
                 self.renew_ms = renew_ms;
+                self.files_backoff = Backoff::default();
                 if first {
                     self.observed.volumes = Volumes::Ready;
                 }
             }
             Err(why) => {
                 self.event(None, true, "FailedMount", why.clone()).await;
-                self.renew_ms = if first { u64::MAX } else { now + CONFIG_RETRY_MS };
+                self.files_backoff.attempt_within(now, SETUP_FIRST_MS, SETUP_LONGEST_MS);
+                let retry_ms = now + self.files_backoff.wait_ms;
+                self.renew_ms = if first { u64::MAX } else { retry_ms };
                 if first {
-                    self.observed.volumes = Volumes::Failed { message: why, retry_ms: now + RETRY_MS };
+                    self.observed.volumes = Volumes::Failed { message: why, retry_ms };
                 }
             }
         }
@@ -195,6 +204,11 @@ impl Actor {
             }
             Err(StartError::Config(message)) => {
                 seen.stage = waiting("CreateContainerConfigError", message, now + CONFIG_RETRY_MS)
+            }
+            Err(StartError::Unsupported(message)) => {
+                seen.image_backoff.attempt(now);
+                let retry_ms = now + seen.image_backoff.wait_ms;
+                seen.stage = waiting("CreateContainerError", message, retry_ms);
             }
             Err(StartError::Run { image_ref, message }) => {
                 seen.image_ref = image_ref;

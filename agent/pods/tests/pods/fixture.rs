@@ -100,7 +100,8 @@ impl Node {
             cluster_dns: vec!["10.43.0.10".into()],
             cluster_domain: "cluster.local".into(),
             capacity: NodeCapacity { cpu_millis: 2000, memory_bytes: 4 << 30, ephemeral_storage_bytes: 0 },
-            pids_max: 0,
+            pod_pids_max: 200,
+            allowed_unsafe_sysctls: vec!["kernel.*".into()],
         };
         let images = Arc::new(RegistryImages::new(runtime.images().clone()));
         let deps = PodsDeps { runtime: runtime.clone(), network: Arc::new(Loopback), tokens: Arc::new(Tokens), images };

@@ -1,7 +1,9 @@
 //! Real pods, driven by a level as the agent drives them: needs root, and removes whatever it makes.
 
 mod fixture;
+mod idle;
 mod life;
+mod refused;
 mod streams;
 
 use fixture::Test;
@@ -12,7 +14,7 @@ fn main() {
     fixture::maybe_echo();
     let arguments = Arguments::from_args();
     let missing = !nix::unistd::Uid::effective().is_root() && std::env::var_os("CI").is_none();
-    let tables: [&[Test]; 2] = [life::TESTS, streams::TESTS];
+    let tables: [&[Test]; 4] = [life::TESTS, idle::TESTS, refused::TESTS, streams::TESTS];
     let trials =
         tables.into_iter().flatten().map(|(name, test)| Trial::test(*name, test).with_ignored_flag(missing)).collect();
     if missing {
