@@ -208,7 +208,17 @@ impl ApiServer {
         let head = request.method() == Method::HEAD;
         let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
         let mut warnings = Vec::new();
-        let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+        let (info, outcome) = match info {
+            Ok(info) => {
+                let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+                (info, outcome)
+            }
+            // Who it is comes first: strangers do not learn which paths there are.
+            Err(status) => {
+                let known = authenticate(&self.state, request.headers(), certificate).await;
+                (RequestInfo::default(), Err(known.err().unwrap_or(status)))
+            }
+        };
         let mut response = outcome.unwrap_or_else(|status| {
             let wanted = media::negotiate(&accept, Offers::Objects).unwrap_or_default();
             respond::status(&status, Wanted { shape: media::Shape::Plain, ..wanted })

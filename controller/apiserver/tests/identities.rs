@@ -2,46 +2,11 @@
 
 mod support;
 
-use axum::body::Body;
-use http::{Method, Request};
-use http_body_util::BodyExt as _;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::ServerName;
+use http::Method;
 use serde_json::{Value, json};
 use skiff_identity::{Ca, Pair, Subject};
-use std::sync::Arc;
 use support::Cluster;
-
-/// One request on a connection of its own.
-async fn ask(
-    cluster: &Cluster,
-    pair: Option<&Pair>,
-    token: &str,
-    method: Method,
-    path: &str,
-    body: Value,
-) -> anyhow::Result<(u16, Value)> {
-    let mut config = skiff_identity::client(cluster.ca.certificate(), pair)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let socket = tokio::net::TcpStream::connect(cluster.address).await?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(ServerName::try_from("localhost")?, socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-    let mut request = Request::builder().method(method).uri(format!("https://localhost{path}"));
-    request = request.header("content-type", media);
-    if !token.is_empty() {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-    let response = sender.send_request(request.body(body)?).await?;
-    let code = response.status().as_u16();
-    let bytes = response.into_body().collect().await?.to_bytes();
-    connection.abort();
-    Ok((code, serde_json::from_slice(&bytes).unwrap_or_default()))
-}
+use support::ask::ask;
 
 async fn whoami(cluster: &Cluster, pair: Option<&Pair>, token: &str) -> anyhow::Result<(u16, Value)> {
     let review = json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"});
