@@ -1,6 +1,7 @@
 //! The API server as a whole: made from a store, served on a listener, used from inside.
 
 use crate::auth::authenticate::{authenticate, impersonate, user_of_certificate};
+use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
 use crate::auth::rbac::Attributes;
 use crate::auth::token_file::TokenFile;
@@ -67,10 +68,13 @@ impl ApiServer {
         };
         let policy = PolicyCache::default();
         tokio::spawn(policy.clone().follow(store.clone()));
+        let pods = PodGraphCache::default();
+        tokio::spawn(pods.clone().follow(store.clone()));
         let state = Arc::new(State {
             config,
             store,
             policy,
+            pods,
             token_file,
             nodes,
             metrics: Metrics::default(),
@@ -326,7 +330,7 @@ async fn prepare(server: ApiServer) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(2));
     }
-    let _ = server.state.policy.load(&server.state.store).await;
+    let _ = server.state.policy.refresh(&server.state.store).await;
     server.state.ready.store(true, Ordering::Release);
     kubernetes::follow(server).await;
 }

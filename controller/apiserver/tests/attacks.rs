@@ -120,3 +120,80 @@ async fn a_watch_of_one_name_stays_with_it() -> anyhow::Result<()> {
     assert!(reply.text.contains("\"name\":\"mine\""), "{}", reply.text);
     Ok(())
 }
+
+/// Nobody hands on what they do not hold: not by rules, not by a label that another role gathers by, not by gathering.
+#[tokio::test]
+async fn nobody_gives_what_they_do_not_hold() -> anyhow::Result<()> {
+    let cluster = cluster_of_two_secrets().await?;
+    let own = json!({"metadata": {"name": "writer"}, "rules": [
+        {"apiGroups": [RBAC], "resources": ["clusterroles"], "verbs": ["create", "get", "update", "patch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
+    ]});
+    cluster.create(RBAC, "clusterroles", "", own).await?;
+    let binding = json!({
+        "metadata": {"name": "writer"}, "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "writer"},
+        "subjects": [{"kind": "User", "apiGroup": RBAC, "name": "mallory"}],
+    });
+    cluster.create(RBAC, "clusterrolebindings", "", binding).await?;
+    let mallory = cluster.user("mallory", None)?;
+    let label = json!({"rbac.authorization.k8s.io/aggregate-to-view": "true"});
+    let role = |name: &str, labels: &Value, resource: &str| {
+        json!({
+            "apiVersion": format!("{RBAC}/v1"), "kind": "ClusterRole", "metadata": {"name": name, "labels": labels},
+            "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}],
+        })
+    };
+    let mut gathering = role("g", &json!({}), "pods");
+    gathering["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {"any": "thing"}}]});
+    let path = format!("/apis/{RBAC}/v1/clusterroles");
+    let one = |name: &str| format!("{path}/{name}");
+    let table = [
+        ("POST", path.clone(), role("own", &label, "pods"), 201, ""),
+        ("POST", path.clone(), role("more", &label, "secrets"), 403, "not currently held"),
+        ("POST", path.clone(), gathering.clone(), 403, "must have cluster-admin privileges to use the aggregationRule"),
+        ("PATCH", one("own"), json!({"metadata": {"labels": {"a": "b"}}}), 200, ""),
+        ("PATCH", one("own"), json!({"rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}), 403, "not currently held"),
+        ("PATCH", one("own"), json!({"aggregationRule": gathering["aggregationRule"]}), 403, "cluster-admin privileges"),
+        // The label alone would make all readers secret readers.
+        ("PATCH", one("system:node"), json!({"metadata": {"labels": label}}), 403, "not currently held"),
+        ("PATCH", one("view"), json!({"metadata": {"labels": {"a": "b"}}}), 403, "cluster-admin privileges"),
+        ("PATCH", one("view"), json!({"aggregationRule": {"clusterRoleSelectors": [{}]}}), 403, "cluster-admin privileges"),
+        ("PATCH", one("system:node"), json!({"metadata": {"finalizers": ["a.example/b"]}}), 200, ""),
+    ];
+    for (method, path, body, code, words) in table {
+        let question = Question { pair: Some(&mallory), method, path: &path, body: body.to_string(), ..Default::default() };
+        let reply = question.ask(&cluster).await?;
+        assert_eq!(reply.code, code, "{method} {path} {body}: {}", reply.text);
+        assert!(reply.message().contains(words), "{method} {path}: {}", reply.text);
+    }
+    Ok(())
+}
+
+/// A change that makes its object is a creation, whatever its method.
+#[tokio::test]
+async fn creating_needs_the_right_to_create() -> anyhow::Result<()> {
+    let cluster = cluster_of_two_secrets().await?;
+    let rule = |resource: &str, verbs: Value| json!([{"apiGroups": [""], "resources": [resource], "verbs": verbs}]);
+    grant(&cluster, "maps", rule("configmaps", json!(["get", "patch", "update"]))).await?;
+    grant(&cluster, "services", rule("services", json!(["get", "patch", "update"]))).await?;
+    let mallory = cluster.user("mallory", None)?;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "b"}});
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let maps = "/api/v1/namespaces/a/configmaps/m?fieldManager=me";
+    let services = "/api/v1/namespaces/a/services/s";
+    let apply = "application/apply-patch+yaml";
+    let check = async |method: &str, path: &str, media: &str, body: &Value, code: u16| {
+        let body = body.to_string();
+        let reply = Question { pair: Some(&mallory), method, path, media, body, ..Default::default() }.ask(&cluster).await?;
+        assert_eq!(reply.code, code, "{method} {path}: {}", reply.text);
+        assert!(code != 403 || reply.message().contains("cannot create resource"), "{}", reply.text);
+        anyhow::Ok(())
+    };
+    check("PATCH", maps, apply, &map, 403).await?;
+    check("PUT", services, "", &service, 403).await?;
+    grant(&cluster, "makes", rule("configmaps", json!(["create"]))).await?;
+    grant(&cluster, "makes-services", rule("services", json!(["create"]))).await?;
+    check("PATCH", maps, apply, &map, 201).await?;
+    check("PUT", services, "", &service, 201).await?;
+    check("PATCH", maps, apply, &map, 200).await
+}
