@@ -35,6 +35,21 @@ impl FieldSelector {
         Ok(FieldSelector { terms })
     }
 
+    /// The terms alone, where the kind is not known yet; None when the text cannot be read.
+    pub fn read(text: &str) -> Option<Self> {
+        let read = |part: String| {
+            let (field, value, negated) = term(&part)?;
+            Some(Term { field: field.to_string(), value: unescape(value).ok()?, negated })
+        };
+        Some(FieldSelector { terms: split(text).into_iter().map(read).collect::<Option<_>>()? })
+    }
+
+    /// Demands one value more.
+    pub fn and(mut self, field: &str, value: &str) -> Self {
+        self.terms.push(Term { field: field.into(), value: value.into(), negated: false });
+        self
+    }
+
     pub fn is_everything(&self) -> bool {
         self.terms.is_empty()
     }

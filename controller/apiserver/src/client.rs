@@ -124,7 +124,7 @@ impl Client {
         query: Query,
         body: Body,
     ) -> Result<Answer, Status> {
-        let info = RequestInfo {
+        let mut info = RequestInfo {
             verb: verb.into(),
             is_resource: true,
             path: String::new(),
@@ -134,8 +134,9 @@ impl Client {
             resource: kind.plural.clone(),
             name: name.into(),
             subresource: sub.into(),
-            rest: String::new(),
+            ..Default::default()
         };
+        info.select(&query);
         authorize::require(&self.state, &self.user, &Attributes::from(&info)).await?;
         let (user, agent, fence) = (self.user.clone(), self.agent.clone(), self.fence);
         let mut call: Call = dispatch::call(Asked { user, info, query, body, agent, fence })?;

@@ -1,6 +1,7 @@
 //! The API server as a whole: made from a store, served on a listener, used from inside.
 
 use crate::auth::authenticate::{authenticate, impersonate, user_of_certificate};
+use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
 use crate::auth::rbac::Attributes;
 use crate::auth::token_file::TokenFile;
@@ -67,10 +68,13 @@ impl ApiServer {
         };
         let policy = PolicyCache::default();
         tokio::spawn(policy.clone().follow(store.clone()));
+        let pods = PodGraphCache::default();
+        tokio::spawn(pods.clone().follow(store.clone()));
         let state = Arc::new(State {
             config,
             store,
             policy,
+            pods,
             token_file,
             nodes,
             metrics: Metrics::default(),
@@ -208,7 +212,17 @@ impl ApiServer {
         let head = request.method() == Method::HEAD;
         let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
         let mut warnings = Vec::new();
-        let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+        let (info, outcome) = match info {
+            Ok(info) => {
+                let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+                (info, outcome)
+            }
+            // Who it is comes first: strangers do not learn which paths there are.
+            Err(status) => {
+                let known = authenticate(&self.state, request.headers(), certificate).await;
+                (RequestInfo::default(), Err(known.err().unwrap_or(status)))
+            }
+        };
         let mut response = outcome.unwrap_or_else(|status| {
             let wanted = media::negotiate(&accept, Offers::Objects).unwrap_or_default();
             respond::status(&status, Wanted { shape: media::Shape::Plain, ..wanted })
@@ -316,7 +330,7 @@ async fn prepare(server: ApiServer) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(2));
     }
-    let _ = server.state.policy.load(&server.state.store).await;
+    let _ = server.state.policy.refresh(&server.state.store).await;
     server.state.ready.store(true, Ordering::Release);
     kubernetes::follow(server).await;
 }

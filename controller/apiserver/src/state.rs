@@ -1,5 +1,6 @@
 //! What every request needs: the store, who may do what, and the parts that answer.
 
+use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
 use crate::auth::token_file::TokenFile;
 use crate::config::Config;
@@ -17,6 +18,8 @@ pub struct State {
     pub config: Config,
     pub store: Store,
     pub policy: PolicyCache,
+    /// What nodes may read, because their pods use it.
+    pub pods: PodGraphCache,
     pub token_file: TokenFile,
     pub nodes: Arc<dyn NodeConnector>,
     pub metrics: Metrics,

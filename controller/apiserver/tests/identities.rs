@@ -1,47 +1,12 @@
-//! Who is asking, over real TLS: client certificates, bootstrap tokens, service account tokens, strangers; and what nodes may do.
+//! Who is asking, over real TLS: client certificates, bootstrap tokens, service account tokens, strangers.
 
 mod support;
 
-use axum::body::Body;
-use http::{Method, Request};
-use http_body_util::BodyExt as _;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::ServerName;
+use http::Method;
 use serde_json::{Value, json};
 use skiff_identity::{Ca, Pair, Subject};
-use std::sync::Arc;
 use support::Cluster;
-
-/// One request on a connection of its own.
-async fn ask(
-    cluster: &Cluster,
-    pair: Option<&Pair>,
-    token: &str,
-    method: Method,
-    path: &str,
-    body: Value,
-) -> anyhow::Result<(u16, Value)> {
-    let mut config = skiff_identity::client(cluster.ca.certificate(), pair)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let socket = tokio::net::TcpStream::connect(cluster.address).await?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(ServerName::try_from("localhost")?, socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-    let mut request = Request::builder().method(method).uri(format!("https://localhost{path}"));
-    request = request.header("content-type", media);
-    if !token.is_empty() {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-    let response = sender.send_request(request.body(body)?).await?;
-    let code = response.status().as_u16();
-    let bytes = response.into_body().collect().await?.to_bytes();
-    connection.abort();
-    Ok((code, serde_json::from_slice(&bytes).unwrap_or_default()))
-}
+use support::ask::ask;
 
 async fn whoami(cluster: &Cluster, pair: Option<&Pair>, token: &str) -> anyhow::Result<(u16, Value)> {
     let review = json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"});
@@ -67,6 +32,7 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
         ("abcdef", "0123456789abcdef", day("2100"), "true"),
         ("ghijkl", "0123456789abcdef", day("2020"), "true"),
         ("mnopqr", "0123456789abcdef", day("2100"), "false"),
+        ("stuvwx", "0123456789abcdef", "some day".to_string(), "true"),
     ] {
         let data = json!({
             "token-id": id, "token-secret": secret, "expiration": expiration,
@@ -80,7 +46,7 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
     let groups = json!(["system:bootstrappers", "system:bootstrappers:workers", "system:authenticated"]);
     let bootstrap = json!({"username": "system:bootstrap:abcdef", "groups": groups});
     assert_eq!(whoami(&cluster, None, "abcdef.0123456789abcdef").await?, (201, bootstrap));
-    let refused = ["abcdef.0123456789abcdee", "ghijkl.0123456789abcdef", "mnopqr.0123456789abcdef", "nonsense"];
+    let refused = ["stuvwx.0123456789abcdef", "abcdef.0123456789abcdee", "ghijkl.0123456789abcdef", "mnopqr.0123456789abcdef", "nonsense"];
     for token in refused {
         assert_eq!(whoami(&cluster, None, token).await?.0, 401, "{token}");
     }
@@ -91,6 +57,22 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
     let token = made["status"]["token"].as_str().unwrap_or_default();
     let (code, user) = whoami(&cluster, None, token).await?;
     assert_eq!((code, &user["username"]), (201, &json!("system:serviceaccount:default:robot")));
+
+    // A token that was made for somebody else opens nothing here, and is known as theirs when they ask.
+    let spec = json!({"spec": {"expirationSeconds": 600, "audiences": ["vault"]}});
+    let made = cluster.admin().token("default", "robot", spec).await.map_err(|s| anyhow::anyhow!(s.message))?;
+    let foreign = made["status"]["token"].as_str().unwrap_or_default();
+    assert_eq!(whoami(&cluster, None, foreign).await?.0, 401);
+    let admin = cluster.user("root", Some("system:masters"))?;
+    for (audiences, expect) in [(json!(["vault", "other"]), json!(["vault"])), (json!(["other"]), Value::Null), (json!([]), Value::Null)] {
+        let review = json!({
+            "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {"token": foreign, "audiences": audiences},
+        });
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let (code, answer) = ask(&cluster, Some(&admin), "", Method::POST, path, review).await?;
+        assert_eq!((code, &answer["status"]["audiences"]), (201, &expect), "{audiences}: {answer}");
+        assert_eq!(answer["status"]["authenticated"] == true, !expect.is_null(), "{audiences}");
+    }
 
     // Strangers see health and the version, and nothing else.
     for (path, code) in [("/healthz", 200), ("/version", 200), ("/api/v1/pods", 403), ("/metrics", 403)] {
@@ -121,43 +103,5 @@ async fn the_kubernetes_service_leads_to_the_server() -> anyhow::Result<()> {
     assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "kubernetes");
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.1"]));
     assert_eq!(slice["ports"][0]["port"], cluster.address.port());
-    Ok(())
-}
-
-#[tokio::test]
-async fn nodes_may_do_what_their_pods_need() -> anyhow::Result<()> {
-    let cluster = Cluster::start().await?;
-    cluster.running_pod("n1", "mine").await?;
-    cluster.running_pod("n2", "other").await?;
-    for name in ["free", "used"] {
-        cluster.create("", "secrets", "default", json!({"metadata": {"name": name}})).await?;
-    }
-    let node = cluster.ca.issue(&Subject::Node { name: "n1".into() })?;
-    let spec = json!({"containers": [{"name": "c", "image": "x", "envFrom": [{"secretRef": {"name": "used"}}]}]});
-    cluster.create("", "pods", "default", json!({"metadata": {"name": "reader"}, "spec": spec})).await?;
-    cluster.admin().bind("default", "reader", "", "n1").await.map_err(|s| anyhow::anyhow!(s.message))?;
-
-    let read = |path: &'static str| ask(&cluster, Some(&node), "", Method::GET, path, Value::Null);
-    let checks = [
-        ("/api/v1/nodes/n1", 200),
-        ("/api/v1/pods", 200),
-        ("/api/v1/services", 200),
-        ("/api/v1/namespaces/default/secrets/used", 200),
-        ("/api/v1/namespaces/default/secrets/free", 403),
-        ("/api/v1/namespaces/default/secrets", 403),
-        ("/apis/apps/v1/deployments", 403),
-    ];
-    for (path, code) in checks {
-        assert_eq!(read(path).await?.0, code, "{path}");
-    }
-    let status = |pod: &str| format!("/api/v1/namespaces/default/pods/{pod}/status");
-    let body = json!({"status": {"message": "hello"}});
-    let patch = |path: String| {
-        let (cluster, node, body) = (&cluster, &node, body.clone());
-        async move { anyhow::Ok(ask(cluster, Some(node), "", Method::PATCH, &path, body).await?.0) }
-    };
-    assert_eq!(patch(status("mine")).await?, 200);
-    assert_eq!(patch(status("other")).await?, 403, "another node's pod");
-    assert_eq!(patch("/api/v1/nodes/n2/status".into()).await?, 403, "another node");
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! (on roles) and `bind` (on the role that is bound) lift it.
 
 use super::{Admission, Operation};
-use crate::auth::rbac::{Attributes, RoleRef, escalation_message, rules_of, uncovered};
+use crate::auth::rbac::{Attributes, RoleRef, Rule, escalation_message, rules_of, uncovered};
 use serde_json::Value;
 use skiff_api::meta;
 use skiff_api::status::Status;
@@ -22,12 +22,12 @@ pub async fn refuse_escalation(admission: &mut Admission<'_>, object: &Value) ->
     }
     let namespace = admission.call.key_namespace().to_string();
     let binding = kind.kind.ends_with("Binding");
-    let same = |key: &str| admission.old.is_some_and(|old| old.get(key) == object.get(key));
-    if binding && same("roleRef") && same("subjects") || !binding && same("rules") && same("aggregationRule") {
+    // Every write is checked, not only one of the rules: a label can hand them on to a role that gathers by it.
+    if admission.old.is_some_and(|old| only_lets_go(old, object)) {
         return Ok(());
     }
     let policy = &admission.state.policy;
-    policy.refresh(admission.state).await?;
+    policy.refresh(&admission.state.store).await?;
     let wanted = if binding {
         let reference = object.get("roleRef").cloned().unwrap_or_default();
         let role: RoleRef = serde_json::from_value(reference).unwrap_or_default();
@@ -63,9 +63,36 @@ pub async fn refuse_escalation(admission: &mut Admission<'_>, object: &Value) ->
         }
         rules_of(object)
     };
-    let missing = uncovered(&policy.rules_for(&user, &namespace).0, &wanted);
-    match missing.is_empty() {
-        true => Ok(()),
-        false => Err(admission.forbidden(meta::name(object), &escalation_message(&user, &missing))),
+    let owned = policy.rules_for(&user, &namespace).0;
+    let missing = uncovered(&owned, &wanted);
+    if !missing.is_empty() {
+        return Err(admission.forbidden(meta::name(object), &escalation_message(&user, &missing)));
     }
+    let gathers = |role: &Value| role.get("aggregationRule").is_some_and(|rule| !rule.is_null());
+    if (gathers(object) || admission.old.is_some_and(gathers)) && !uncovered(&owned, &everything()).is_empty() {
+        let why = "must have cluster-admin privileges to use the aggregationRule";
+        return Err(admission.forbidden(meta::name(object), why));
+    }
+    Ok(())
+}
+
+/// A role that gathers others' rules may come to hold any, so whoever writes one must hold all.
+fn everything() -> Vec<Rule> {
+    let all = || vec!["*".to_string()];
+    vec![
+        Rule { verbs: all(), api_groups: all(), resources: all(), ..Default::default() },
+        Rule { verbs: all(), non_resource_urls: all(), ..Default::default() },
+    ]
+}
+
+/// Whether an update changes only what the garbage collector must be able to change: owners and finalizers.
+fn only_lets_go(old: &Value, new: &Value) -> bool {
+    let rest = |object: &Value| {
+        let mut rest = object.clone();
+        for key in ["ownerReferences", "finalizers", "managedFields", "resourceVersion", "generation"] {
+            meta::unset(&mut rest, key);
+        }
+        rest
+    };
+    rest(old) == rest(new)
 }

@@ -7,7 +7,7 @@ mod classes;
 mod grants;
 mod limits;
 mod namespace;
-mod node;
+pub mod node;
 mod pod;
 mod pod_security;
 pub mod quota;
@@ -65,7 +65,7 @@ impl Admission<'_> {
     /// Refuses what may not be. For deletions `object` is null.
     pub async fn validate(&mut self, object: &Value) -> Result<(), Status> {
         namespace::refuse_immortal(self)?;
-        node::restrict(self, object)?;
+        node::restrict(self, object).await?;
         limits::check(self, object).await?;
         pod_security::check(self, object).await?;
         classes::one_default_priority(self, object).await?;

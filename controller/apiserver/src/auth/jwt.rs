@@ -103,7 +103,8 @@ impl TokenSigner {
         if time("exp").is_none_or(|exp| now >= exp) {
             return Err(TokenError::Expired);
         }
-        if time("nbf").is_some_and(|nbf| now + 10 < nbf) {
+        let unreadable = claims.get("nbf").is_some_and(|nbf| nbf.as_i64().is_none());
+        if unreadable || time("nbf").is_some_and(|nbf| now.saturating_add(10) < nbf) {
             return Err(TokenError::Claim("time of first use"));
         }
         Ok(claims)
@@ -138,6 +139,10 @@ mod tests {
         torn.replace_range(10..11, if &token[10..11] == "A" { "B" } else { "A" });
         assert!(signer.verify(&torn, 50).is_err());
         assert_eq!(signer.verify("abc", 50), Err(TokenError::Malformed));
+        for exp in [json!(null), json!("2100"), json!(1e300), json!(u64::MAX), json!(-1)] {
+            let odd = signer.sign(&json!({"iss": "https://kubernetes.default.svc", "exp": exp, "sub": "x"}));
+            assert_eq!(signer.verify(&odd, 50), Err(TokenError::Expired), "{exp}");
+        }
         assert!(signer.is_mine(&token));
     }
 }

@@ -3,7 +3,10 @@
 pub mod authenticate;
 pub mod authorize;
 pub mod bootstrap;
+pub mod follow;
 pub mod jwt;
+pub mod node_rules;
+pub mod pod_graph;
 pub mod policy;
 pub mod rbac;
 pub mod token_file;

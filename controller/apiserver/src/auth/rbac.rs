@@ -9,6 +9,7 @@
 use super::user::UserInfo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use skiff_api::selector::FieldSelector;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ pub struct Attributes {
     pub name: String,
     /// Set for a request that is not for a resource, such as `/healthz`; the fields above but `verb` are empty then.
     pub path: Option<String>,
+    /// What a list or watch demands of fields; roles do not look at it, the node's rules do.
+    pub fields: FieldSelector,
 }
 
 impl Attributes {
@@ -206,9 +209,12 @@ pub fn escalation_message(user: &UserInfo, missing: &[Rule]) -> String {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Subject {
     kind: String,
     name: String,
+    #[serde(default)]
+    api_group: String,
     #[serde(default)]
     namespace: String,
 }
@@ -216,13 +222,18 @@ struct Subject {
 impl Subject {
     /// How the subject is named in a reason, when it stands for this user.
     fn matches(&self, user: &UserInfo, binding_namespace: &str) -> Option<String> {
+        // Validation refuses other groups; what was stored before it did grants nothing.
+        let right_group = match self.kind.as_str() {
+            "ServiceAccount" => self.api_group.is_empty(),
+            _ => matches!(self.api_group.as_str(), "" | "rbac.authorization.k8s.io"),
+        };
         match self.kind.as_str() {
-            "User" => (self.name == "*" || self.name == user.name).then(|| format!("User {:?}", self.name)),
-            "Group" => user.groups.contains(&self.name).then(|| format!("Group {:?}", self.name)),
+            "User" => (right_group && self.name == user.name).then(|| format!("User {:?}", self.name)),
+            "Group" => (right_group && user.groups.contains(&self.name)).then(|| format!("Group {:?}", self.name)),
             "ServiceAccount" => {
                 let ns = if self.namespace.is_empty() { binding_namespace } else { &self.namespace };
                 let account = user.name.strip_prefix("system:serviceaccount:")?;
-                let found = !ns.is_empty() && account.split_once(':') == Some((ns, &self.name));
+                let found = right_group && !ns.is_empty() && account.split_once(':') == Some((ns, &self.name));
                 found.then(|| format!("ServiceAccount {:?}", format!("{}/{ns}", self.name)))
             }
             _ => None,
@@ -445,6 +456,48 @@ mod tests {
         check("system:serviceaccount:ns:app", "get pods ns/p", true);
         check("system:serviceaccount:other:app", "get pods ns/p", false);
         check("bob", "get pods ns/p", false);
+    }
+
+    #[test]
+    fn a_subject_is_who_it_says() {
+        let check = |subject: Value, user: &str, expect: bool| {
+            let mut policy = Policy::default();
+            let all = json!({"rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
+            policy.update(PolicyKind::Role, "", "all", Some(&all));
+            let binding = json!({"roleRef": {"kind": "ClusterRole", "name": "all"}, "subjects": [subject]});
+            policy.update(PolicyKind::Binding, "ns", "b", Some(&binding));
+            let decision = policy.decide(&UserInfo::new(user, ["devs"]), &wants("get pods ns/p"));
+            assert_eq!(matches!(decision, Decision::Allow(_)), expect, "{subject} {user}");
+        };
+        let group = "rbac.authorization.k8s.io";
+        check(json!({"kind": "User", "apiGroup": group, "name": "ann"}), "ann", true);
+        check(json!({"kind": "User", "apiGroup": group, "name": "*"}), "ann", false);
+        check(json!({"kind": "User", "apiGroup": "example.com", "name": "ann"}), "ann", false);
+        check(json!({"kind": "Group", "apiGroup": group, "name": "devs"}), "ann", true);
+        check(json!({"kind": "Group", "apiGroup": group, "name": "*"}), "ann", false);
+        check(json!({"kind": "group", "apiGroup": group, "name": "devs"}), "ann", false);
+        check(json!({"kind": "ServiceAccount", "name": "app"}), "system:serviceaccount:ns:app", true);
+        check(json!({"kind": "ServiceAccount", "apiGroup": group, "name": "app"}), "system:serviceaccount:ns:app", false);
+        check(json!({"kind": "ServiceAccount", "name": "*"}), "system:serviceaccount:ns:app", false);
+    }
+
+    #[test]
+    fn a_named_rule_names_no_creation() {
+        let named = Rule {
+            verbs: vec!["*".into()],
+            api_groups: vec!["".into()],
+            resources: vec!["secrets".into()],
+            resource_names: vec!["s".into()],
+            ..Default::default()
+        };
+        for (request, expect) in [
+            ("get secrets ns/s", true),
+            ("create secrets ns/", false),
+            ("deletecollection secrets ns/", false),
+            ("list secrets ns/", false),
+        ] {
+            assert_eq!(named.allows(&wants(request)), expect, "{request}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Resource paths are `/api/v1/...` and `/apis/GROUP/VERSION/...`, then `namespaces/NS/`, the resource, a name, a
 //! subresource and (for proxies) a rest. Everything else is a path of its own, such as `/healthz`.
 
+use skiff_api::selector::FieldSelector;
 use skiff_api::status::Status;
 
 /// The query of a request, in order; keys may repeat.
@@ -99,13 +100,28 @@ pub struct RequestInfo {
     pub subresource: String,
     /// What follows a proxy's path.
     pub rest: String,
+    /// What a list or watch demands of fields; nothing where it cannot be read (whoever answers refuses it then).
+    pub fields: FieldSelector,
+}
+
+/// Whether a part of a path can be (a part of) a name: Kubernetes documentation, "Path Segment Names".
+fn is_segment(part: &str) -> bool {
+    !matches!(part, "." | "..") && !part.contains(['/', '%']) && !part.chars().any(char::is_control)
 }
 
 impl RequestInfo {
-    pub fn parse(method: &str, path: &str, query: &Query) -> Self {
-        let mut info = RequestInfo { verb: method.to_ascii_lowercase(), path: path.into(), ..Default::default() };
-        let parts: Vec<String> = path.split('/').filter(|p| !p.is_empty()).map(percent_decode).collect();
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    /// Reads a request once, for authorization and for whoever answers it.
+    ///
+    /// The path is decoded before it is split, and empty parts count for nothing, so that one path has one meaning. What has none is
+    /// refused: parts that are no names, methods that make no verb, a rest where nothing takes one.
+    pub fn parse(method: &str, path: &str, query: &Query) -> Result<Self, Status> {
+        let decoded = percent_decode(path);
+        let parts: Vec<&str> = decoded.split('/').filter(|p| !p.is_empty()).collect();
+        let mut canonical = format!("/{}", parts.join("/"));
+        if decoded.ends_with('/') && !parts.is_empty() {
+            canonical.push('/');
+        }
+        let mut info = RequestInfo { verb: method.to_ascii_lowercase(), path: canonical, ..Default::default() };
         let rest = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => {
                 info.version = version.to_string();
@@ -116,7 +132,7 @@ impl RequestInfo {
                 info.version = version.to_string();
                 rest
             }
-            _ => return info,
+            _ => return Ok(info),
         };
         info.is_resource = true;
         // The old form /api/v1/watch/...
@@ -142,41 +158,59 @@ impl RequestInfo {
         info.subresource = rest.get(2).unwrap_or(&"").to_string();
         if rest.len() > 3 {
             info.rest = rest[3..].join("/");
-            if path.ends_with('/') {
+            if decoded.ends_with('/') {
                 info.rest.push('/');
             }
         }
-        info.verb = match method {
-            "POST" => "create",
-            "GET" | "HEAD" => "get",
-            "PUT" => "update",
-            "PATCH" => "patch",
-            "DELETE" => "delete",
-            other => return RequestInfo { verb: other.to_ascii_lowercase(), ..info },
+        if [&info.namespace, &info.resource, &info.name, &info.subresource].into_iter().any(|part| !is_segment(part)) {
+            return Err(Status::bad_request(format!("the path {path:?} has a part that cannot be a name")));
+        }
+        let below_a_watch = watch_prefix && !info.subresource.is_empty();
+        if below_a_watch || !info.rest.is_empty() && info.subresource != "proxy" {
+            return Err(Status::no_such_resource());
+        }
+        let named = !info.name.is_empty();
+        // Verbs are made from methods here and nowhere else: a method called LIST is no list.
+        info.verb = match (method, watch_prefix) {
+            ("GET" | "HEAD", true) => "watch",
+            ("GET" | "HEAD", false) if named => "get",
+            ("GET" | "HEAD", false) if query.flag("watch") => "watch",
+            ("GET" | "HEAD", false) => "list",
+            ("POST", false) => "create",
+            ("PUT", false) => "update",
+            ("PATCH", false) => "patch",
+            ("DELETE", false) if named => "delete",
+            ("DELETE", false) => "deletecollection",
+            _ => return Err(Status::method_not_supported(&info.group, &info.resource, &method.to_ascii_lowercase())),
         }
         .into();
-        if info.name.is_empty() && info.verb == "get" {
-            info.verb = if watch_prefix || query.flag("watch") { "watch" } else { "list" }.into();
+        info.select(query);
+        Ok(info)
+    }
+
+    /// Takes in what the selector of a list or watch demands: one that demands a name is authorized by that name.
+    ///
+    /// A deletion of many is not: it has no name, whatever it selects (Kubernetes documentation, "Referring to resources").
+    pub fn select(&mut self, query: &Query) {
+        if !self.is_of_many() {
+            return;
         }
-        if watch_prefix && info.verb == "get" {
-            info.verb = "watch".into();
+        self.fields = FieldSelector::read(query.text("fieldSelector")).unwrap_or_default();
+        if self.name.is_empty()
+            && matches!(self.verb.as_str(), "list" | "watch")
+            && let Some(name) = self.fields.required("metadata.name").filter(|name| is_segment(name))
+        {
+            self.name = name.to_string();
         }
-        if info.name.is_empty() && info.verb == "delete" {
-            info.verb = "deletecollection".into();
-        }
-        // A list of one name is authorized by that name.
-        if info.name.is_empty() && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
-            let selector = query.text("fieldSelector");
-            if let Some(name) = selector.strip_prefix("metadata.name=").filter(|n| !n.contains([',', '=', '!'])) {
-                info.name = name.to_string();
-            }
-        }
-        info
+    }
+
+    fn is_of_many(&self) -> bool {
+        matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
     }
 
     /// The name that the path itself gives; a name that came from a field selector is not one.
     pub fn path_name(&self) -> &str {
-        if matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") { "" } else { &self.name }
+        if self.is_of_many() { "" } else { &self.name }
     }
 }
 
@@ -189,7 +223,7 @@ mod tests {
         let check = |request: &str, expect: &str| {
             let (method, url) = request.split_once(' ').unwrap();
             let (path, query) = url.split_once('?').unwrap_or((url, ""));
-            let i = RequestInfo::parse(method, path, &Query::parse(query));
+            let i = RequestInfo::parse(method, path, &Query::parse(query)).unwrap();
             let found = format!(
                 "{} {}|{}|{}|{}|{}|{}|{}",
                 i.verb, i.group, i.version, i.namespace, i.resource, i.name, i.subresource, i.rest
@@ -207,7 +241,39 @@ mod tests {
         check("DELETE /api/v1/namespaces/a/pods", "deletecollection |v1|a|pods|||");
         check("GET /api/v1/namespaces/a/services/s/proxy/x/y/", "get |v1|a|services|s|proxy|x/y/");
         check("GET /api/v1/nodes?fieldSelector=metadata.name%3Dn", "list |v1||nodes|n||");
+        check("GET /api/v1/nodes?fieldSelector=spec.unschedulable!%3Dtrue,metadata.name%3D%3Dn", "list |v1||nodes|n||");
+        check("DELETE /api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dp", "deletecollection |v1|a|pods|||");
+        check("GET /api/v1/watch/namespaces/a/secrets/x", "watch |v1|a|secrets|x||");
+        check("GET /api/v1/namespaces/a/secrets/x?watch=1", "get |v1|a|secrets|x||");
+        check("POST /api/v1/namespaces/a/secrets?watch=1", "create |v1|a|secrets|||");
+        check("HEAD //api/v1//namespaces/a/secrets/x/", "get |v1|a|secrets|x||");
+        check("GET /api/v1/namespaces/a%2Fsecrets%2Fx", "get |v1|a|secrets|x||");
         check("GET /healthz", "get ||||||");
         check("GET /apis/apps/v1", "get ||||||");
+    }
+
+    #[test]
+    fn what_has_no_one_meaning_is_refused() {
+        for (request, code) in [
+            ("LIST /api/v1/namespaces/a/secrets/x", 405),
+            ("WATCH /api/v1/namespaces/a/secrets/x", 405),
+            ("get /api/v1/namespaces/a/secrets/x", 405),
+            ("POST /api/v1/watch/namespaces/a/secrets", 405),
+            ("DELETE /api/v1/watch/namespaces/a/secrets/x", 405),
+            ("GET /api/v1/namespaces/a/secrets/..", 400),
+            ("GET /api/v1/namespaces/%2E%2E/secrets", 400),
+            ("GET /api/v1/namespaces/a/secrets/x%00", 400),
+            ("GET /api/v1/namespaces/a/secrets/%2525", 400),
+            ("GET /api/v1/namespaces/a/pods/x/log/more", 404),
+            ("GET /api/v1/watch/namespaces/a/pods/x/log", 404),
+        ] {
+            let (method, path) = request.split_once(' ').unwrap();
+            let found = RequestInfo::parse(method, path, &Query::default()).map_err(|s| s.code());
+            assert_eq!(found.err(), Some(code), "{request}");
+        }
+        let paths = [("//metrics", "/metrics"), ("/%6Detrics", "/metrics"), ("/", "/"), ("/openapi//v3/", "/openapi/v3/")];
+        for (path, expect) in paths {
+            assert_eq!(RequestInfo::parse("GET", path, &Query::default()).unwrap().path, expect);
+        }
     }
 }

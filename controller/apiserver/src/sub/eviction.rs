@@ -1,5 +1,6 @@
 //! `eviction`: a deletion that asks first whether a disruption budget allows it.
 
+use crate::admission;
 use crate::call::{Answer, Call};
 use crate::decode;
 use crate::state::{Fresh, State};
@@ -37,6 +38,7 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
         dry_run: call.dry_run() || !meta::list_at(&body, &["dryRun"]).is_empty(),
     };
     let pod = state.must_read(&call.kind, call.namespace(), &name, Fresh::Linearizable).await?.decode();
+    admission::node::eviction(&call.user, &pod)?;
     let phase = meta::str_at(&pod, &["status", "phase"]);
     let over = matches!(phase, "Succeeded" | "Failed") || meta::is_being_deleted(&pod);
     let pending = phase == "Pending";

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use skiff_api::apply::Operation;
 use skiff_api::meta;
 use skiff_api::schema::Schema;
+use skiff_api::selector::FieldSelector;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 
@@ -102,6 +103,7 @@ fn wanted(review: &Value, local: Option<&str>) -> Result<Attributes, Status> {
                 namespace: text("namespace"),
                 name: text("name"),
                 path: None,
+                fields: asked_fields(resource),
             })
         }
         (None, Some(path)) => {
@@ -113,6 +115,17 @@ fn wanted(review: &Value, local: Option<&str>) -> Result<Attributes, Status> {
             Ok(Attributes { verb: text("verb"), path: Some(text("path")), ..Default::default() })
         }
     }
+}
+
+/// The demands of a review's field selector that are of one value each.
+fn asked_fields(resource: &Value) -> FieldSelector {
+    let selector = FieldSelector::read(meta::str_at(resource, &["fieldSelector", "rawSelector"])).unwrap_or_default();
+    meta::list_at(resource, &["fieldSelector", "requirements"]).iter().fold(selector, |selector, term| {
+        match (meta::str_at(term, &["operator"]), meta::list_at(term, &["values"])) {
+            ("In", [one]) => selector.and(meta::str_at(term, &["key"]), one.as_str().unwrap_or_default()),
+            _ => selector,
+        }
+    })
 }
 
 fn subject(review: &Value) -> Result<UserInfo, Status> {
@@ -143,7 +156,7 @@ async fn rules_review(state: &State, call: &Call, review: &Value) -> Result<Valu
     if namespace.is_empty() {
         return Err(Status::bad_request("no namespace on request"));
     }
-    state.policy.refresh(state).await?;
+    state.policy.refresh(&state.store).await?;
     let (rules, problems) = state.policy.rules_for(&call.user, namespace);
     let (paths, resources): (Vec<&Rule>, Vec<&Rule>) = rules.iter().partition(|r| !r.non_resource_urls.is_empty());
     let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !problems.is_empty()});

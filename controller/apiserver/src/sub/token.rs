@@ -1,5 +1,6 @@
 //! `serviceaccounts/NAME/token`: a token for an account, for some audiences, for some time, bound to a pod if asked.
 
+use crate::admission;
 use crate::auth::authenticate::default_audiences;
 use crate::call::{Answer, Call};
 use crate::decode;
@@ -65,11 +66,19 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     if !errors.is_empty() {
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", given_name, &errors));
     }
+    let bound = sent.get("spec").and_then(|s| s.get("boundObjectRef")).filter(|b| !b.is_null()).cloned();
+    let pod = match &bound {
+        Some(to) if call.user.node().is_some() && meta::str_at(to, &["kind"]) == "Pod" => {
+            let key = keys::object_of("", "pods", &namespace, meta::str_at(to, &["name"]));
+            state.read_key(&key, Fresh::Linearizable).await?.map(|found| found.decode())
+        }
+        _ => None,
+    };
+    admission::node::token(&call.user, &name, &sent, pod.as_ref())?;
     let audiences: Vec<String> =
         meta::list_at(&sent, &["spec", "audiences"]).iter().filter_map(Value::as_str).map(String::from).collect();
     let audiences = if audiences.is_empty() { default_audiences(state) } else { audiences };
     let mut private = json!({"namespace": namespace, "serviceaccount": {"name": name, "uid": account_uid}});
-    let bound = sent.get("spec").and_then(|s| s.get("boundObjectRef")).filter(|b| !b.is_null()).cloned();
     if let Some(reference) = &bound {
         bind(state, &namespace, &name, reference, &mut private).await?;
     }

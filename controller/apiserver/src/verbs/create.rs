@@ -1,6 +1,8 @@
 //! `create`: decode, default, admit, prepare, validate, and put it where nothing is yet.
 
 use crate::admission::{self, Admission, Operation};
+use crate::auth::authorize;
+use crate::auth::rbac::Attributes;
 use crate::call::{Answer, Call};
 use crate::decode;
 use crate::rules;
@@ -28,6 +30,12 @@ pub async fn create(state: &State, call: &mut Call) -> Result<Answer, Status> {
     check_namespace(call, &mut object)?;
     defaults::apply_defaults(&call.kind, &mut object);
     insert(state, call, object, true).await
+}
+
+/// A change that makes its object needs the right to create it, beside its own (as upstream: create by update and by apply).
+pub async fn require_right(state: &State, call: &Call) -> Result<(), Status> {
+    let wanted = Attributes { verb: "create".into(), ..Attributes::from(&call.info) };
+    authorize::require(state, &call.user, &wanted).await
 }
 
 /// The namespace of the body must be that of the path, or absent.

@@ -186,6 +186,7 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
             );
             return Err(call.conflict(call.name(), &detail));
         }
+        create::require_right(state, call).await?;
         check_name(call, &applied)?;
         meta::unset(&mut applied, "resourceVersion");
         let mut object = apply::apply(&kind, schema, None, &applied, &manager, force, &subresource, Timestamp::now())?;

@@ -20,8 +20,20 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// The selection of a call. A name for which the call was authorized is demanded of every object, wherever it stood.
     pub fn parse(call: &Call) -> Result<Self, Status> {
-        Self::of(&call.kind, call.query.text("labelSelector"), call.query.text("fieldSelector"))
+        let selection = Self::of(&call.kind, call.query.text("labelSelector"), call.query.text("fieldSelector"))?;
+        let name = &call.info.name;
+        if name.is_empty() {
+            return Ok(selection);
+        }
+        match selection.fields.required("metadata.name") {
+            Some(same) if same == name => Ok(selection),
+            None if selection.fields.is_everything() => {
+                Ok(Selection { fields: selection.fields.and("metadata.name", name), ..selection })
+            }
+            _ => Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name")),
+        }
     }
 
     pub fn of(kind: &Arc<Kind>, labels: &str, fields: &str) -> Result<Self, Status> {

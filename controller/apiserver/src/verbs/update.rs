@@ -65,6 +65,7 @@ pub async fn update(state: &State, call: &mut Call) -> Result<Answer, Status> {
             if !matches!(meta::resource_version(&sent), "" | "0") {
                 return Err(call.conflict(call.name(), "StorageError: invalid object, Code: 4, Key: , ResourceVersion: 0, AdditionalErrorMsg: Precondition failed"));
             }
+            create::require_right(state, call).await?;
             meta::unset(&mut sent, "resourceVersion");
             return create::insert(state, call, sent, true).await;
         }

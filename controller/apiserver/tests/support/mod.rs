@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod ask;
 pub mod nodes;
+
+
 
 use base64::Engine as _;
 use serde_json::{Value, json};
