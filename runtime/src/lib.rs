@@ -29,7 +29,7 @@ mod sys;
 pub mod sysctl;
 mod wire;
 
-pub use client::{Attached, ExecIo, ExecSession, Pod, Recovered, Runtime, RuntimeConfig};
+pub use client::{Attached, ExecIo, ExecSession, Pod, Recovered, Runtime, RuntimeConfig, Terminal};
 pub use error::{Error, Result};
 pub use helper::{helper_main, maybe_run_helper};
 pub use image::{ImageBuilder, ImageConfig, ImageRecord, ImageStore};

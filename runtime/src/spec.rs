@@ -202,6 +202,8 @@ pub struct ExecSpec {
     pub cwd: String,
     /// A terminal instead of pipes.
     pub tty: bool,
+    /// Columns and rows that the terminal has from the start; unknown means 0 of each.
+    pub window: Option<(u16, u16)>,
 }
 
 /// Where a container is in its life.

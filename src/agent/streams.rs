@@ -6,9 +6,13 @@ use bytes::Bytes;
 use serde_json::json;
 use skiff_pods::{Directory, ExecRequest, ExecStream, LogRange, LogRequest, Output, StreamError};
 use skiff_proto::fleet as pb;
+use std::collections::HashMap;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -18,18 +22,46 @@ const STDERR: u32 = 2;
 const STATUS: u32 = 3;
 const RESIZE: u32 = 4;
 const CLOSE: u32 = 255;
-/// How long a server may take to read what was sent to it.
-const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+/// A client tells its window's size first, if it has one; a program with a terminal waits this long for it.
+const WINDOW_WAIT_MAX: Duration = Duration::from_millis(300);
+/// One frame of a forwarded port.
+const CHUNK_BYTES: usize = 32 << 10;
 
-/// Answers calls, each in a task of its own.
+/// Streams that are served now, by call.
+type Served = HashMap<String, CancellationToken>;
+
+/// Answers calls, each in a task of its own, until it is done or the server says that nobody listens any more.
 pub async fn serve(link: Link, pods: Directory) {
     let Some(mut calls) = link.take_calls() else { return };
-    while let Some((channel, call)) = calls.recv().await {
-        let pods = pods.clone();
-        tokio::spawn(async move {
-            if let Err(e) = answer(channel, call, pods).await {
+    let mut served = Served::new();
+    let mut answers = JoinSet::new();
+    loop {
+        let (channel, call) = tokio::select! {
+            call = calls.recv() => match call {
+                Some(call) => call,
+                None => return,
+            },
+            Some(ended) = answers.join_next() => {
+                if let Ok(Some(id)) = ended {
+                    served.remove(&id);
+                }
+                continue;
+            }
+        };
+        if call.over {
+            // What is dropped with the answer ends the program.
+            if let Some(token) = served.remove(&call.id) {
+                token.cancel();
+            }
+            continue;
+        }
+        let (pods, token, id) = (pods.clone(), CancellationToken::new(), call.id.clone());
+        served.insert(id.clone(), token.clone());
+        answers.spawn(async move {
+            if let Some(Err(e)) = token.run_until_cancelled(answer(channel, call, pods)).await {
                 tracing::debug!("a stream ended: {e:#}");
             }
+            Some(id)
         });
     }
 }
@@ -40,14 +72,11 @@ async fn answer(channel: Channel, call: pb::Call, pods: Directory) -> anyhow::Re
     let mut incoming = wire::client(channel).attach(ReceiverStream::new(outgoing)).await?.into_inner();
     let result = match call.kind {
         Some(pb::call::Kind::Logs(request)) => logs(&pods, request, &send, &mut incoming).await,
-        Some(pb::call::Kind::Exec(request)) => {
-            let stream = pods.exec(&exec_request(&request)).await;
-            run(stream, request.tty, &send, &mut incoming).await
-        }
-        Some(pb::call::Kind::Attach(request)) => {
-            let stream = pods.attach(&exec_request(&request)).await;
-            run(stream, request.tty, &send, &mut incoming).await
-        }
+        Some(pb::call::Kind::Exec(request)) => exec(&pods, &request, &send, &mut incoming).await,
+        Some(pb::call::Kind::Attach(request)) => match pods.attach(&exec_request(&request, None)).await {
+            Ok(stream) => run(stream, None, request.tty, &send, &mut incoming).await,
+            Err(e) => Err(e),
+        },
         Some(pb::call::Kind::PortForward(request)) => forward(&pods, request, &send, &mut incoming).await,
         None => Err(StreamError::Failed("this agent does not know the call; upgrade it".into())),
     };
@@ -56,10 +85,10 @@ async fn answer(channel: Channel, call: pb::Call, pods: Directory) -> anyhow::Re
             "reason": "InternalError", "message": e.to_string(), "code": 500});
         let _ = send.send(frame(STATUS, status.to_string())).await;
     }
-    // Our half ends; the server ends the other when it has read everything. To drop the stream before would take back what is still under way.
+    // Our half ends; the server ends the other when its client has read everything, however long that takes. To drop the
+    // stream before would take back what is still under way.
     drop(send);
-    let drain = async { while let Ok(Some(_)) = incoming.message().await {} };
-    let _ = tokio::time::timeout(DRAIN_MAX, drain).await;
+    while let Ok(Some(_)) = incoming.message().await {}
     Ok(())
 }
 
@@ -104,7 +133,7 @@ async fn logs(
     }
 }
 
-fn exec_request(request: &pb::Exec) -> ExecRequest {
+fn exec_request(request: &pb::Exec, window: Option<(u16, u16)>) -> ExecRequest {
     ExecRequest {
         namespace: request.namespace.clone(),
         name: request.pod.clone(),
@@ -112,16 +141,39 @@ fn exec_request(request: &pb::Exec) -> ExecRequest {
         command: request.command.clone(),
         stdin: request.stdin,
         tty: request.tty,
+        window,
     }
 }
 
+/// Starts the program, with a terminal of the right size from its first moment if the client tells it first.
+async fn exec(
+    pods: &Directory,
+    request: &pb::Exec,
+    send: &mpsc::Sender<pb::Frame>,
+    incoming: &mut Streaming<pb::Frame>,
+) -> Result<(), StreamError> {
+    let mut first = None;
+    if request.tty
+        && let Ok(message) = tokio::time::timeout(WINDOW_WAIT_MAX, incoming.message()).await
+    {
+        // The client went away before anything ran.
+        let Ok(Some(frame)) = message else { return Ok(()) };
+        first = Some(frame);
+    }
+    let window = first.as_ref().filter(|frame| frame.channel == RESIZE).and_then(|frame| size(&frame.data));
+    let stream = pods.exec(&exec_request(request, window)).await?;
+    run(stream, first, request.tty, send, incoming).await
+}
+
+/// Joins a program to the stream until both its output and itself ended, or nobody listens. `first` came already.
 async fn run(
-    stream: Result<ExecStream, StreamError>,
+    stream: ExecStream,
+    first: Option<pb::Frame>,
     tty: bool,
     send: &mpsc::Sender<pb::Frame>,
     incoming: &mut Streaming<pb::Frame>,
 ) -> Result<(), StreamError> {
-    let ExecStream { stdin, mut output, resize, exit } = stream?;
+    let ExecStream { stdin, mut output, resize, exit, interest: _interest } = stream;
     // Each way on its own: a program that does not read its input must still be heard.
     let down = async {
         while let Some(out) = output.recv().await {
@@ -130,18 +182,28 @@ async fn run(
                 Output::Stderr(bytes) => frame(if tty { STDOUT } else { STDERR }, bytes),
             };
             if send.send(out).await.is_err() {
-                return false;
+                return None;
             }
         }
-        true
+        exit.await.ok()
     };
     let up = async {
-        let mut stdin = stdin;
-        while let Ok(Some(input)) = incoming.message().await {
+        let (mut stdin, mut first) = (stdin, first);
+        loop {
+            let input = match first.take() {
+                Some(frame) => frame,
+                None => match incoming.message().await {
+                    Ok(Some(frame)) => frame,
+                    // The server dropped the stream: nobody listens any more.
+                    _ => return None,
+                },
+            };
             match input.channel {
                 STDIN => {
-                    if let Some(stdin) = &stdin {
-                        let _ = stdin.send(input.data).await;
+                    if let Some(to) = &stdin
+                        && to.send(input.data).await.is_err()
+                    {
+                        stdin = None;
                     }
                 }
                 RESIZE => {
@@ -149,26 +211,20 @@ async fn run(
                         let _ = resize.send(size).await;
                     }
                 }
-                CLOSE => stdin = None,
+                CLOSE if input.data.first().is_none_or(|channel| u32::from(*channel) == STDIN) => stdin = None,
                 _ => {}
             }
         }
-        // The server dropped the stream: nobody listens any more.
-        false
     };
-    let ended = tokio::select! { ended = down => ended, gone = up => gone };
-    if !ended {
-        return Ok(());
-    }
-    let status = match exit.await {
-        Ok(Ok(0)) => json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-        Ok(Ok(code)) => {
+    let Some(exit) = (tokio::select! { ended = down => ended, gone = up => gone }) else { return Ok(()) };
+    let status = match exit {
+        Ok(0) => json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+        Ok(code) => {
             json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
             "message": format!("command terminated with non-zero exit code: exit status {code}"),
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}})
         }
-        Ok(Err(why)) => return Err(StreamError::Failed(why)),
-        Err(_) => return Ok(()),
+        Err(why) => return Err(StreamError::Failed(why)),
     };
     let _ = send.send(frame(STATUS, status.to_string())).await;
     Ok(())
@@ -190,9 +246,10 @@ async fn forward(
         u16::try_from(request.port).map_err(|_| StreamError::Failed(format!("{} is not a port", request.port)))?;
     let (mut read, mut write) = pods.port_forward(&request.namespace, &request.pod, port).await?.into_split();
     let down = async {
-        let mut buffer = vec![0; 32 << 10];
+        let mut buffer = vec![0; CHUNK_BYTES];
         loop {
             match read.read(&mut buffer).await {
+                // A reset is an end like another: told as an error it would make kubectl give up its other connections too.
                 Ok(0) | Err(_) => return,
                 Ok(count) => {
                     if send.send(frame(STDIN, Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
@@ -207,7 +264,8 @@ async fn forward(
             if input.channel == CLOSE {
                 let _ = write.shutdown().await;
             } else if write.write_all(&input.data).await.is_err() {
-                return;
+                // It reads no more, but what it wrote is still to be told.
+                return std::future::pending().await;
             }
         }
     };

@@ -12,6 +12,11 @@ use tonic::transport::{Channel, Endpoint};
 
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// What may be under way on one stream, and on all of a connection: a stream that is not read must not stop the others, so
+/// the connection has room for thousands of full ones.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+
 /// How long an idle connection stays unasked, and how long its answer may take: a server that is cut off is noticed in twice that.
 pub const WATCHFUL: Duration = Duration::from_secs(1);
 /// The same for people's commands: they wait rather than fail on a machine that is out of breath.
@@ -39,7 +44,9 @@ pub fn with_tls(addr: &str, mut tls: ClientConfig, keep_alive: Duration) -> anyh
         .connect_timeout(keep_alive.max(Duration::from_secs(2)))
         .http2_keep_alive_interval(keep_alive)
         .keep_alive_timeout(keep_alive)
-        .keep_alive_while_idle(true);
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     Ok(endpoint.connect_with_connector_lazy(connect))
 }
 

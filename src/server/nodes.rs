@@ -33,29 +33,37 @@ impl NodeConnector for Connector {
 }
 
 /// Copies frames both ways, each way on its own: a full queue in one must not stop the other. Ends when the node's half
-/// ends or the client is gone altogether; dropping both ends tells the other side.
+/// has ended and everything was handed on, or when the client is gone, which the node is told.
 async fn join(stream: CallStream, client: NodeStream) {
-    let CallStream { send: to_node, receive: mut from_node } = stream;
+    let CallStream { send: to_node, receive: mut from_node, over } = stream;
     let NodeStream { send: to_client, receive: mut from_client } = client;
     let down = async {
         while let Some(frame) = from_node.recv().await {
             let frame = Frame { channel: frame.channel as u8, data: frame.data };
             if to_client.send(frame).await.is_err() {
-                return;
+                return false;
             }
         }
+        true
     };
     let up = async {
         while let Some(frame) = from_client.recv().await {
             let frame = pb::Frame { id: String::new(), channel: frame.channel.into(), data: frame.data };
             if to_node.send(frame).await.is_err() {
-                return;
+                break;
             }
         }
         // It sends no more, but may still listen.
-        to_client.closed().await;
+        std::future::pending::<()>().await;
     };
-    tokio::select! { () = down => {}, () = up => {} }
+    let ended = tokio::select! {
+        ended = down => ended,
+        () = up => false,
+        () = to_client.closed() => false,
+    };
+    if !ended {
+        over.tell().await;
+    }
 }
 
 fn call(request: NodeRequest) -> pb::call::Kind {

@@ -38,6 +38,7 @@ pub mod plan;
 mod prepare;
 mod probe;
 mod record;
+mod relay;
 mod resources;
 mod start;
 pub mod status;

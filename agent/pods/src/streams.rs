@@ -1,18 +1,15 @@
 //! Logs, exec, attach and port forwarding for whoever serves them: channels of bytes, no protocol.
 
 use bytes::Bytes;
-use skiff_runtime::{ExecIo, ExecSpec};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use skiff_runtime::ExecSpec;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::logs::{self, LogRange};
 use crate::netns;
+use crate::relay;
 use crate::visible::{Directory, VisibleContainer, VisiblePod};
-
-/// Chunks on their way; with their size the most that a slow client holds.
-const QUEUE_MAX: usize = 8;
-const CHUNK_BYTES: usize = 32 * 1024;
 
 /// Which log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +41,8 @@ pub struct ExecRequest {
     pub stdin: bool,
     /// The program gets a terminal.
     pub tty: bool,
+    /// How many columns and rows the terminal has before the program starts.
+    pub window: Option<(u16, u16)>,
 }
 
 /// Bytes out of a program.
@@ -55,16 +54,19 @@ pub enum Output {
     Stderr(Bytes),
 }
 
-/// A program with a client. Dropping it ends an exec, and detaches from an attach.
+/// A program with a client. Dropping it ends an exec that still runs, and detaches from an attach.
 pub struct ExecStream {
     /// Input; dropping it is the end of input. None when there is none.
     pub stdin: Option<mpsc::Sender<Bytes>>,
-    /// Output and errors, until both ended.
+    /// Output and errors, until both ended. As with other container runtimes a program that was left in the background
+    /// keeps them open; what was written is never cut off, however slowly it is read.
     pub output: mpsc::Receiver<Output>,
     /// New sizes of the terminal: columns, rows.
     pub resize: mpsc::Sender<(u16, u16)>,
-    /// The exit code, after the output.
+    /// The exit code. It may be there before all output has been read: read the output first.
     pub exit: oneshot::Receiver<Result<i32, String>>,
+    /// The client's interest; the tasks behind the channels end with it.
+    pub interest: DropGuard,
 }
 
 /// Why there is no stream.
@@ -134,38 +136,23 @@ impl Directory {
         let (Some(made), Some(id)) = (pod.made, visible.running) else {
             return Err(StreamError::NotRunning(format!("container not found or not running (\"{container}\")")));
         };
-        let spec = ExecSpec { container: id, args: request.command.clone(), tty: request.tty, ..ExecSpec::default() };
-        let session = made.exec(spec, request.stdin).await.map_err(|error| StreamError::Failed(error.to_string()))?;
+        let spec = ExecSpec {
+            container: id,
+            args: request.command.clone(),
+            tty: request.tty,
+            window: request.window,
+            ..ExecSpec::default()
+        };
+        let mut session =
+            made.exec(spec, request.stdin).await.map_err(|error| StreamError::Failed(error.to_string()))?;
         let (sender, exit) = oneshot::channel();
-        let mut session = session;
-        let io = std::mem::replace(&mut session.io, ExecIo { stdin: None, stdout: None, stderr: None, terminal: None });
-        let mut stream = connect(io, request.stdin, exit);
-        let output = std::mem::replace(&mut stream.output, mpsc::channel(1).1);
-        let (forward, receiver) = mpsc::channel(QUEUE_MAX);
-        stream.output = receiver;
+        let gone = CancellationToken::new();
+        let stream = relay::connect(session.take_io(), request.stdin, exit, gone.clone());
         tokio::spawn(async move {
-            // The session lives as long as the client listens; the exit code comes after the last output.
-            let mut output = output;
-            let closed = forward.clone();
-            let relay = async move {
-                while let Some(chunk) = output.recv().await {
-                    if forward.send(chunk).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            let wait = async {
-                let code = session.wait().await.map_err(|error| error.to_string());
-                // A background child may hold the output open for ever; the program's own end is the end.
-                code
-            };
-            tokio::pin!(relay);
             tokio::select! {
-                code = wait => {
-                    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), &mut relay).await;
-                    let _ = sender.send(code);
-                }
-                () = closed.closed() => {}
+                code = session.wait() => drop(sender.send(code.map_err(|error| error.to_string()))),
+                // The session goes, and the program with it.
+                () = gone.cancelled() => {}
             }
         });
         Ok(stream)
@@ -182,11 +169,9 @@ impl Directory {
         };
         let attached = made.attach(&id).await.map_err(|error| StreamError::Failed(error.to_string()))?;
         let (sender, exit) = oneshot::channel();
-        tokio::spawn(async move {
-            let code = made.wait_exit(&id).await.map(|state| state.exit_code).map_err(|error| error.to_string());
-            let _ = sender.send(code);
-        });
-        Ok(connect(attached.io, request.stdin, exit))
+        // Attaching ends well when the streams end; how the container ended is told by the pod's status.
+        let _ = sender.send(Ok(0));
+        Ok(relay::connect(attached.io, request.stdin, exit, CancellationToken::new()))
     }
 
     /// A connection to a port on the pod's own loopback address.
@@ -199,49 +184,5 @@ impl Directory {
         let stream = netns::connect(netns.as_deref(), address).await;
         stream
             .map_err(|error| StreamError::Failed(format!("connect to port {port} in pod {namespace}/{name}: {error}")))
-    }
-}
-
-/// Pumps between a program's descriptors and channels.
-fn connect(io: ExecIo, stdin: bool, exit: oneshot::Receiver<Result<i32, String>>) -> ExecStream {
-    let (sender, output) = mpsc::channel(QUEUE_MAX);
-    if let Some(stdout) = io.stdout {
-        tokio::spawn(pump(stdout, sender.clone(), Output::Stdout));
-    }
-    if let Some(stderr) = io.stderr {
-        tokio::spawn(pump(stderr, sender, Output::Stderr));
-    }
-    let input = io.stdin.filter(|_| stdin).map(|mut writer| {
-        let (sender, mut receiver) = mpsc::channel::<Bytes>(QUEUE_MAX);
-        tokio::spawn(async move {
-            while let Some(bytes) = receiver.recv().await {
-                if writer.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        });
-        sender
-    });
-    let (resize, mut sizes) = mpsc::channel::<(u16, u16)>(QUEUE_MAX);
-    if let Some(terminal) = io.terminal {
-        tokio::spawn(async move {
-            while let Some((columns, rows)) = sizes.recv().await {
-                let _ = terminal.resize(columns, rows);
-            }
-        });
-    }
-    ExecStream { stdin: input, output, resize, exit }
-}
-
-async fn pump(mut reader: Box<dyn AsyncRead + Send + Unpin>, sender: mpsc::Sender<Output>, wrap: fn(Bytes) -> Output) {
-    let mut chunk = vec![0u8; CHUNK_BYTES];
-    loop {
-        let count = tokio::select! {
-            count = reader.read(&mut chunk) => count.unwrap_or(0),
-            () = sender.closed() => return,
-        };
-        if count == 0 || sender.send(wrap(Bytes::copy_from_slice(&chunk[..count]))).await.is_err() {
-            return;
-        }
     }
 }

@@ -47,6 +47,12 @@ const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long running requests may go on when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Requests at the same time on one connection: an agent's logs, execs and forwarded ports come on a few.
+const CONCURRENT_STREAMS_MAX: u32 = 4096;
+/// What may be under way on one stream, and on all of a connection: a stream that is not read must not stop the others, so
+/// the connection has room for all of them when they are full.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 
 /// Answers gRPC requests that come to the same listener.
 pub type GrpcService = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response> + Send + Sync>;
@@ -180,7 +186,9 @@ impl ApiServer {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http2()
-            .max_concurrent_streams(1000)
+            .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .timer(hyper_util::rt::TokioTimer::new());
         builder.http1().timer(hyper_util::rt::TokioTimer::new());

@@ -3,7 +3,9 @@
 
 use skiff_proto::fleet as pb;
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,15 +26,40 @@ pub enum CallError {
 pub struct CallStream {
     pub send: mpsc::Sender<pb::Frame>,
     pub receive: mpsc::Receiver<pb::Frame>,
+    pub over: Over,
 }
 
+/// How to tell the agent that its stream is not wanted any more.
+pub struct Over {
+    id: String,
+    agent: mpsc::Sender<Result<pb::Call, tonic::Status>>,
+}
+
+impl Over {
+    /// Tells it. The stream itself may be full in both directions, with the agent waiting for a program that reads nothing.
+    pub async fn tell(self) {
+        let _ = self.agent.send(Ok(pb::Call { id: self.id, kind: None, over: true })).await;
+    }
+}
+
+/// Frames to the agent, and from it.
+type Frames = (mpsc::Sender<pb::Frame>, mpsc::Receiver<pb::Frame>);
+
 /// Agents that listen for calls, and calls that wait for their stream.
-#[derive(Default)]
 pub struct Calls {
     agents: Mutex<HashMap<String, mpsc::Sender<Result<pb::Call, tonic::Status>>>>,
     /// By call: the node that may answer it, and where the stream goes.
-    waiting: Mutex<HashMap<String, (String, oneshot::Sender<CallStream>)>>,
-    next: std::sync::atomic::AtomicU64,
+    waiting: Mutex<HashMap<String, (String, oneshot::Sender<Frames>)>>,
+    /// Tells this server's calls from another's, and from those before a restart.
+    incarnation: u64,
+    next: AtomicU64,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        let incarnation = RandomState::new().build_hasher().finish();
+        Calls { agents: Mutex::default(), waiting: Mutex::default(), incarnation, next: AtomicU64::new(0) }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -50,15 +77,15 @@ impl Calls {
     /// Asks a node for a stream.
     pub async fn open(&self, node: &str, kind: pb::call::Kind) -> Result<CallStream, CallError> {
         let agent = lock(&self.agents).get(node).cloned().ok_or_else(|| CallError::NotConnected(node.into()))?;
-        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let id = format!("{node}/{number}");
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{node}/{:x}/{number}", self.incarnation);
         let (answer, opened) = oneshot::channel();
         lock(&self.waiting).insert(id.clone(), (node.to_owned(), answer));
-        let call = pb::Call { id: id.clone(), kind: Some(kind) };
+        let call = pb::Call { id: id.clone(), kind: Some(kind), over: false };
         let result = match agent.send(Ok(call)).await {
             Err(_) => Err(CallError::NotConnected(node.into())),
             Ok(()) => match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
-                Ok(Ok(stream)) => Ok(stream),
+                Ok(Ok((send, receive))) => Ok(CallStream { send, receive, over: Over { id: id.clone(), agent } }),
                 _ => Err(CallError::NoAnswer(node.into())),
             },
         };
@@ -75,7 +102,7 @@ impl Calls {
         let (_, answer) = waiting.remove(id)?;
         let (to_agent, outgoing) = mpsc::channel(QUEUE);
         let (incoming, from_agent) = mpsc::channel(QUEUE);
-        answer.send(CallStream { send: to_agent, receive: from_agent }).ok()?;
+        answer.send((to_agent, from_agent)).ok()?;
         Some((outgoing, incoming))
     }
 }

@@ -133,11 +133,16 @@ impl Fleet for FleetService {
             if !first.data.is_empty() && incoming.send(first).await.is_err() {
                 return;
             }
-            while let Ok(Some(frame)) = stream.message().await {
-                if incoming.send(frame).await.is_err() {
-                    return;
+            // Also when the agent says nothing: what is dropped here is what tells it.
+            let gone = incoming.clone();
+            let copy = async {
+                while let Ok(Some(frame)) = stream.message().await {
+                    if incoming.send(frame).await.is_err() {
+                        return;
+                    }
                 }
-            }
+            };
+            tokio::select! { () = copy => {}, () = gone.closed() => {} }
         });
         let out = async_stream(move |cx| outgoing.poll_recv(cx).map(|frame| frame.map(Ok)));
         Ok(Response::new(Box::pin(out)))

@@ -7,4 +7,4 @@ mod streams;
 
 pub use pod::Pod;
 pub use runtime::{Recovered, Runtime, RuntimeConfig};
-pub use streams::{Attached, ExecIo, ExecSession};
+pub use streams::{Attached, ExecIo, ExecSession, Terminal};

@@ -32,7 +32,7 @@ pub struct ExecIo {
     pub terminal: Option<Terminal>,
 }
 
-/// A program that joined a container. Dropping it kills the program.
+/// A program that joined a container. Dropping it kills the program, if it still runs, and everything in its session.
 pub struct ExecSession {
     /// Its streams, to be taken.
     pub io: ExecIo,
@@ -40,6 +40,11 @@ pub struct ExecSession {
 }
 
 impl ExecSession {
+    /// Its streams; none are left.
+    pub fn take_io(&mut self) -> ExecIo {
+        std::mem::replace(&mut self.io, ExecIo { stdin: None, stdout: None, stderr: None, terminal: None })
+    }
+
     /// Its exit code: 0 to 255, or 128 + the number of the signal that ended it.
     pub async fn wait(&mut self) -> Result<i32> {
         loop {

@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 
 use super::identity;
 use super::{mounts, seccomp};
-use crate::spec::{ContainerSpec, PodSpec, Rlimit, Security};
+use crate::spec::{ContainerSpec, ExecSpec, PodSpec, Rlimit, Security};
 use crate::sys;
 use crate::wire::{self, StartRequest};
 
@@ -46,15 +46,14 @@ pub fn container(
     let _ = fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string());
     spec.rlimits.iter().try_for_each(set_rlimit)?;
     mounts::enter_root(request, pod, pod_dir, host)?;
-    become_program(spec, &spec.args, &[], &spec.cwd, &pod.hostname, stdio, channel)
+    let joined = ExecSpec { args: spec.args.clone(), cwd: spec.cwd.clone(), tty: spec.tty, ..ExecSpec::default() };
+    become_program(spec, &joined, &pod.hostname, stdio, channel)
 }
 
 /// The second half, also for a program that joins a container: terminal, directory, environment, rights, `exec`.
 pub fn become_program(
     spec: &ContainerSpec,
-    args: &[String],
-    more_env: &[(String, String)],
-    cwd: &str,
+    program: &ExecSpec,
     hostname: &str,
     stdio: Stdio,
     channel: &OwnedFd,
@@ -69,19 +68,19 @@ pub fn become_program(
                 onto(end.as_raw_fd(), target)?;
             }
         }
-        None => terminal(&user, channel)?,
+        None => terminal(&user, program.window, channel)?,
     }
-    let cwd = if cwd.is_empty() { "/" } else { cwd };
+    let cwd = if program.cwd.is_empty() { "/" } else { program.cwd.as_str() };
     fs::create_dir_all(cwd).map_err(|error| format!("make the working directory {cwd}: {error}"))?;
     std::env::set_current_dir(cwd).map_err(|error| format!("change to the working directory {cwd}: {error}"))?;
-    let env = environment(spec, more_env, &user, hostname);
+    let env = environment(spec, program, &user, hostname);
     restore_signals()?;
     drop_rights(security, &user)?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("set the death signal: {error}"))?;
     // SAFETY: close_range only marks descriptors; 0, 1 and 2 stay.
     sys::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
         .map_err(|error| format!("mark descriptors: {error}"))?;
-    execute(args, &env)
+    execute(&program.args, &env)
 }
 
 fn drop_rights(security: &Security, user: &identity::User) -> Result<(), String> {
@@ -103,7 +102,7 @@ fn drop_rights(security: &Security, user: &identity::User) -> Result<(), String>
 
 fn environment(
     spec: &ContainerSpec,
-    more: &[(String, String)],
+    program: &ExecSpec,
     user: &identity::User,
     hostname: &str,
 ) -> Vec<(String, String)> {
@@ -113,11 +112,11 @@ fn environment(
     if !hostname.is_empty() {
         defaults.push(("HOSTNAME", hostname));
     }
-    if spec.tty {
+    if program.tty {
         defaults.push(("TERM", "xterm"));
     }
     let defaults = defaults.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    for (name, value) in defaults.chain(spec.env.iter().cloned()).chain(more.iter().cloned()) {
+    for (name, value) in defaults.chain(spec.env.iter().cloned()).chain(program.env.iter().cloned()) {
         match env.iter_mut().find(|(have, _)| *have == name) {
             Some(entry) => entry.1 = value,
             None => env.push((name, value)),
@@ -147,7 +146,7 @@ fn onto(fd: RawFd, target: RawFd) -> Result<(), String> {
 }
 
 /// Opens a terminal of the container's own devpts, hands its master to the parent and makes it the controlling one.
-fn terminal(user: &identity::User, channel: &OwnedFd) -> Result<(), String> {
+fn terminal(user: &identity::User, window: Option<(u16, u16)>, channel: &OwnedFd) -> Result<(), String> {
     use nix::fcntl::OFlag;
     let fail = |error: nix::Error| format!("open a terminal: {error}");
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -161,6 +160,12 @@ fn terminal(user: &identity::User, channel: &OwnedFd) -> Result<(), String> {
     sys::check(result as libc::c_long).map_err(|error| format!("unlock a terminal: {error}"))?;
     let slave =
         nix::fcntl::open(format!("/dev/pts/{number}").as_str(), flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
+    if let Some((columns, rows)) = window {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the size outlives the call and has the type that TIOCSWINSZ takes.
+        sys::check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) } as libc::c_long)
+            .map_err(|error| format!("set the size of a terminal: {error}"))?;
+    }
     // SAFETY: as above, on the slave; the process leads a session without a terminal.
     sys::check(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) } as libc::c_long)
         .map_err(|error| format!("take the terminal: {error}"))?;

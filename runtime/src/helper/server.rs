@@ -249,8 +249,7 @@ impl Server {
         }
         if over {
             for exec in self.execs.values().filter(|exec| exec.connection == id) {
-                // SAFETY: our own child, not reaped yet, so the number is still its.
-                unsafe { libc::kill(exec.pid, libc::SIGKILL) };
+                exec.kill(self.containers.iter().find(|have| have.state.id == exec.container));
             }
         }
     }

@@ -20,7 +20,7 @@ use skiff_runtime::{ImageBuilder, ImageConfig, ImageStore, Runtime, RuntimeConfi
 use tokio::sync::{mpsc, watch};
 
 pub const IMAGE: &str = "localhost/shell:v1";
-const PROGRAMS: [&str; 9] = ["sh", "cat", "ls", "sleep", "id", "touch", "rm", "stat", "readlink"];
+const PROGRAMS: [&str; 11] = ["sh", "cat", "head", "ls", "sleep", "stty", "id", "touch", "rm", "stat", "readlink"];
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
