@@ -2,6 +2,7 @@
 
 use crate::commands::{bench, demo, kube, run, store, up};
 use crate::workload::{load, web};
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -42,14 +43,20 @@ enum Command {
 
 /// Reads the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
+    crate::secrets::leave_the_arguments().context("beginning again, with the token in the environment")?;
     let cli = Cli::parse();
+    crate::secrets::leave_the_environment();
     match cli.command {
         Command::Server(args) => {
+            // Whatever a server writes is its own: keys, every object, images.
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
             log_to_stderr();
             crate::memory::few_arenas();
             block_on(2, crate::server::run(args.options()?))?;
         }
         Command::Agent(args) => {
+            // What containers share with their host has the modes that are asked for; what the agent keeps for itself says so.
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
             log_to_stderr();
             crate::memory::few_arenas();
             block_on(2, crate::agent::run(args.options()?))?;

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 mod memory;
+mod secrets;
 pub mod server;
 mod supervise;
 mod transfer;

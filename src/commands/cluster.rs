@@ -1,6 +1,7 @@
 //! A cluster of real server and agent processes on this one machine, each in a network namespace of its own: what `up`, `demo` and the tests share.
 
 use crate::client::{Api, kubeconfig};
+use crate::secrets;
 use crate::server::Files;
 use anyhow::{Context as _, bail};
 use serde_json::Value;
@@ -90,29 +91,22 @@ impl Cluster {
             let data = dir.join(&name).display().to_string();
             let mut argv =
                 words(&["server", "--name", &name, "--data-dir", &data, "--advertise", &address, "--no-agent"])?;
-            if n == 1 {
-                argv.extend([
-                    "--bootstrap-token".into(),
-                    agent.to_string(),
-                    "--bootstrap-token".into(),
-                    server.to_string(),
-                ]);
+            let secret = if n == 1 {
+                (secrets::BOOTSTRAP_TOKENS.1, format!("{agent},{server}"))
             } else {
-                argv.extend(["--join".into(), first.clone(), "--token".into(), server.to_string()]);
-            }
-            spawn(host, dir, &name, argv)?;
+                argv.extend(["--join".into(), first.clone()]);
+                (secrets::TOKEN.1, server.to_string())
+            };
+            spawn(host, dir, &name, argv, secret)?;
         }
         for n in 1..=shape.agents {
             let name = format!("a{n}");
             let address = host.address(&name)?.to_string();
             let (data, cgroup) = (dir.join(&name).display().to_string(), host.cgroup(&name));
-            let token = agent.to_string();
             let argv = words(&[
                 "agent",
                 "--server",
                 &first,
-                "--token",
-                &token,
                 "--node-name",
                 &name,
                 "--node-ip",
@@ -122,7 +116,7 @@ impl Cluster {
                 "--cgroup",
                 &cgroup,
             ])?;
-            spawn(host, dir, &name, argv)?;
+            spawn(host, dir, &name, argv, (secrets::TOKEN.1, agent.to_string()))?;
         }
         Api::from_kubeconfig(&path)
     }
@@ -197,9 +191,10 @@ fn words(words: &[&str]) -> anyhow::Result<Vec<String>> {
     Ok(argv)
 }
 
-fn spawn(host: &Host, dir: &Path, name: &str, argv: Vec<String>) -> anyhow::Result<()> {
+/// Starts a node's process; its secret (variable and value) goes with its environment, which other users of this machine cannot read.
+fn spawn(host: &Host, dir: &Path, name: &str, argv: Vec<String>, secret: (&str, String)) -> anyhow::Result<()> {
     let log = dir.join(format!("{name}.log"));
-    let mut env = BTreeMap::new();
+    let mut env = BTreeMap::from([(secret.0.to_owned(), secret.1)]);
     if let Ok(filter) = std::env::var("SKIFF_LOG") {
         env.insert("SKIFF_LOG".to_owned(), filter);
     }

@@ -42,7 +42,7 @@ pub struct ServerArgs {
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
     /// A token to accept from the start
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, env = "SKIFF_BOOTSTRAP_TOKENS", hide_env_values = true, value_delimiter = ',')]
     bootstrap_token: Vec<String>,
     /// How long a lost node keeps its pods before they are replaced, milliseconds
     #[arg(long, default_value_t = 1500)]

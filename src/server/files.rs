@@ -3,8 +3,8 @@
 use anyhow::Context as _;
 use skiff_identity::{Ca, Pair};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// The peers that a joining server was told.
 const PEERS: &str = "peers.json";
@@ -15,10 +15,30 @@ pub struct Files {
     dir: PathBuf,
 }
 
+/// As deep as a server's directory goes (images have the deepest), and more.
+const DEPTH_MAX: u32 = 16;
+
+/// Makes the directory, or closes what an older version left open in it to other users of this machine: it holds the authority's key and every Secret.
+fn close(dir: &Path, depth: u32) -> std::io::Result<()> {
+    skiff_runtime::private::dir(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, meta) = (entry.path(), entry.metadata()?);
+        if meta.is_dir() && depth < DEPTH_MAX {
+            close(&path, depth + 1)?;
+        } else if meta.is_file() && meta.mode() & 0o077 != 0 {
+            tracing::warn!(file = %path.display(), "the file was open to other users of this machine; it is closed now");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(meta.mode() & 0o700))?;
+        }
+    }
+    Ok(())
+}
+
 impl Files {
     pub fn new(data_dir: PathBuf) -> anyhow::Result<Files> {
         let dir = data_dir.join("server");
-        std::fs::create_dir_all(&dir).with_context(|| format!("making the data directory {}", dir.display()))?;
+        close(&dir, 0)
+            .with_context(|| format!("making the data directory {}, closed to other users", dir.display()))?;
         Ok(Files { dir })
     }
 
@@ -86,5 +106,29 @@ impl Files {
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.dir.join("admin.kubeconfig")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an older version left open is closed at the start, with all that is in it.
+    #[test]
+    fn a_directory_that_was_open_is_closed() {
+        let base = std::env::temp_dir().join(format!("skiff-files-{}", std::process::id()));
+        let deep = base.join("server/store/wal");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("1.log"), "every Secret").unwrap();
+        for (path, mode) in [("server", 0o755), ("server/store", 0o755), ("server/store/wal/1.log", 0o644)] {
+            std::fs::set_permissions(base.join(path), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        Files::new(base.clone()).unwrap();
+        for (path, mode) in
+            [("server", 0o700), ("server/store", 0o700), ("server/store/wal", 0o700), ("server/store/wal/1.log", 0o600)]
+        {
+            assert_eq!(std::fs::metadata(base.join(path)).unwrap().mode() & 0o7777, mode, "{path}");
+        }
+        std::fs::remove_dir_all(base).unwrap();
     }
 }

@@ -36,6 +36,9 @@ pub use join::write_token;
 /// The issuer of service account tokens: what Kubernetes clients expect inside a cluster.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
+/// How long a token is good that was made before the cluster: for the machines that are started together with it.
+const BOOTSTRAP_TOKEN_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
 /// Where the server that leads writes its name.
 pub const LEADER_LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/skiff-leader";
 
@@ -144,7 +147,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = api.client(UserInfo::apiserver());
     api.ready().await;
     for token in &options.bootstrap_tokens {
-        join::accept_token(&client, &token.parse()?, None).await.context("accepting --bootstrap-token")?;
+        join::accept_token(&client, &token.parse()?, Some(BOOTSTRAP_TOKEN_LIFE))
+            .await
+            .context("accepting --bootstrap-token")?;
     }
     shared.admits.store(true, std::sync::atomic::Ordering::Release);
     tracing::info!(

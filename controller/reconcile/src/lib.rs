@@ -18,6 +18,7 @@
 //! | `disruption` | how many pods budgets let go |
 //! | `roles` | aggregated ClusterRoles |
 //! | `events` | forgets old events |
+//! | `tokens` | removes join tokens whose time is over |
 
 mod accounts;
 mod action;
@@ -34,6 +35,7 @@ mod pods;
 mod quota;
 mod replicaset;
 mod roles;
+mod tokens;
 
 pub use action::{Action, Context, EventNote, Liveness, NodeLiveness, Plan, Settings};
 
@@ -64,4 +66,5 @@ pub const CONTROLLERS: &[Controller] = &[
     quota::CONTROLLER,
     disruption::CONTROLLER,
     events::CONTROLLER,
+    tokens::CONTROLLER,
 ];
