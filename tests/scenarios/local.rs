@@ -1,5 +1,6 @@
 //! A local cluster that a scenario uses from the command line, and from inside.
 
+use crate::idle;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use skiff::commands::cluster::{Cluster, is_ready, items};
@@ -134,7 +135,7 @@ pub struct Shared {
     name: &'static str,
     servers: usize,
     agents: usize,
-    local: Mutex<Option<Local>>,
+    local: Mutex<Option<(Local, idle::Fresh)>>,
 }
 
 impl Shared {
@@ -149,11 +150,14 @@ impl Shared {
         if local.is_none() {
             let new = Local::up(self.name, self.servers, self.agents)?;
             new.run(&["demo-image"])?;
-            *local = Some(new);
+            let fresh = idle::fresh(&new)?;
+            *local = Some((new, fresh));
         }
-        let local = local.as_ref().context("the cluster is up")?;
+        let (local, fresh) = local.as_ref().context("the cluster is up")?;
         local.make_whole(self.servers, self.agents).context("before the scenario")?;
-        scenario(local)
+        scenario(local)?;
+        local.make_whole(self.servers, self.agents).context("after the scenario")?;
+        idle::settles(local, fresh).context("after the scenario")
     }
 
     /// Takes the cluster down, if it ever was up.

@@ -4,6 +4,7 @@
 
 mod archives;
 mod bad_input;
+mod idle;
 mod images;
 mod kube_client;
 mod local;
@@ -54,6 +55,7 @@ fn main() {
         with("a_server_refuses_what_it_cannot_be", &SMALL, refusals::servers),
         alone("without_root_commands_say_so", refusals::without_root),
         with("kube_rs", &SMALL, kube_client::kube_rs),
+        with("a_pod_that_a_finalizer_holds_keeps_nobody_busy", &SMALL, nodes::held_by_a_finalizer),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
         with("when_most_nodes_are_silent_nothing_is_evicted", &LARGE, nodes::most_are_silent),
@@ -66,9 +68,14 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // Two cores: more scenarios at once would only wait for each other.
     arguments.test_threads.get_or_insert(1);
+    let before = idle::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
     LARGE.end();
     SMALL.end();
+    if let Err(left) = idle::left_nothing(&before) {
+        eprintln!("error: {left:#}");
+        std::process::exit(1);
+    }
     conclusion.exit();
 }
 

@@ -1,10 +1,10 @@
 //! Nodes that die, fall silent and return: what runs on them goes on, what must be replaced is, and no more than that.
 
-use crate::local::{Local, block_on, text_of, until};
+use crate::local::{Local, block_on, text_of, until, wait_until};
 use crate::pods::{self, PODS};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff::client::Api;
 use skiff::commands::cluster::{is_ready, items};
 use skiff_local::Direction;
@@ -152,5 +152,30 @@ pub fn last_endpoints(local: &Local) -> anyhow::Result<()> {
         until("the node is Ready", || node_is_ready(api, "a3")).await?;
         until("the pod is Ready", || async { Ok(is_ready(&api.get(&format!("{PODS}/last")).await?)) }).await?;
         pods::remove(api, "last", &[&format!("{PODS}/last"), &format!("{SERVICES}/last")]).await
+    })
+}
+
+/// A pod that has ended and that a finalizer holds is nobody's work: its agent waits like everybody else (the idle check after each scenario looks), and it
+/// goes when the finalizer does.
+pub fn held_by_a_finalizer(local: &Local) -> anyhow::Result<()> {
+    let cluster = local.cluster()?;
+    let mut pod = pods::web("held", "a1");
+    pod["metadata"]["finalizers"] = json!(["a.example/b"]);
+    let path = format!("{}/held", pods::PODS);
+    block_on(async {
+        pods::start(&cluster.api, &pod).await?;
+        cluster.api.delete(&path, &json!({})).await?;
+        wait_until("its process has ended", || Ok(pods::processes("held").is_empty()))?;
+        until("it says so", || async {
+            let held = cluster.api.get(&path).await?;
+            Ok(held.pointer("/status/containerStatuses/0/state/terminated").is_some())
+        })
+        .await
+    })?;
+    crate::idle::settles(local, &crate::idle::fresh(local)?).context("while the finalizer holds it")?;
+    block_on(async {
+        let free = json!({"metadata": {"finalizers": null}});
+        cluster.api.patch(&path, "application/merge-patch+json", &free).await?;
+        until("it is gone", || async { Ok(pods::labelled(&cluster.api, "held").await?.is_empty()) }).await
     })
 }
