@@ -69,7 +69,10 @@ pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &Po
     let over = matches!(phase, "Succeeded" | "Failed");
     let conditions = Conditions { pod, before, now_ms, over, phase };
     status.conditions = Some(conditions.all(spec, ready_to_start, init_done, &init_containers, &containers));
-    status.container_statuses = Some(containers);
+    // A pod that was over before anything began has no containers to tell of: its own reason is what tools show.
+    let begun = observed.end.is_none() || !observed.containers.is_empty();
+    status.container_statuses = Some(containers).filter(|_| begun);
+    let init_containers = if begun { init_containers } else { Vec::new() };
     status.init_container_statuses = Some(init_containers).filter(|list| !list.is_empty());
     status
 }
@@ -300,6 +303,18 @@ impl Conditions<'_> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_refused_pod_says_why_and_nothing_else() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "spec": {
+            "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}}))
+        .unwrap();
+        let end = crate::observed::End { failed: true, reason: "SysctlForbidden".into(), message: "no".into() };
+        let observed = Observed { end: Some(end), ..Observed::default() };
+        let status = status(&pod, &observed, &Situation::default(), &PodStatus::default(), 0);
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SysctlForbidden")));
+        assert_eq!((status.container_statuses, status.init_container_statuses), (None, None));
+    }
 
     #[test]
     fn while_init_containers_run() {

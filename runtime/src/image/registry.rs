@@ -346,6 +346,16 @@ fn advice(why: &str, registry: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn no_more_is_taken_than_was_announced() {
+        let mut file = AtMost { inner: Vec::new(), left: 5 };
+        file.write_all(b"abc").await.unwrap();
+        assert!(file.write_all(b"def").await.is_err());
+        file.write_all(b"de").await.unwrap();
+        assert!(file.write_all(b"f").await.is_err());
+        assert_eq!(file.inner, b"abcde");
+    }
+
     #[test]
     fn what_to_do_about_a_connection() {
         let check = |why: &str, part: &str| {

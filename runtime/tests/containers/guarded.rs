@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("guarded::mounts_go_where_they_are_meant_to", mounts_go_where_they_are_meant_to),
     ("guarded::parameters_of_the_host", parameters_of_the_host),
     ("guarded::other_users_see_nothing", other_users_see_nothing),
+    ("guarded::account_files_have_a_bound", account_files_have_a_bound),
 ];
 
 /// A program that joins a container is in its namespaces for a while before it is a program of the container: it must
@@ -169,6 +170,28 @@ fn other_users_see_nothing() -> Result<(), Failed> {
         std::fs::set_permissions(&images, PermissionsExt::from_mode(0o755))?;
         drop(skiff_runtime::ImageStore::open(&images, &[])?);
         equal(mode(&images)?, 0o700)?;
+        Ok(pod.delete().await?)
+    })
+}
+
+/// Whoever makes the image, or a volume in its place, decides what `/etc/passwd` is.
+fn account_files_have_a_bound() -> Result<(), Failed> {
+    with(async |fixture| {
+        let pod = fixture.pod("accounts").await?;
+        let (pipe, long) = (fixture.dir.join("pipe"), fixture.dir.join("long"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o666))?;
+        std::fs::File::create(&long)?.set_len(1 << 40)?;
+        let with_passwd = |id: &str, source: &Path| {
+            let mut spec = fixture.container(id, "echo runs");
+            spec.mounts = vec![Mount { source: source.to_owned(), target: "/etc/passwd".into(), ..Mount::default() }];
+            spec
+        };
+        equal(fixture.run(&pod, with_passwd("pipe", &pipe)).await?.1.as_str(), "runs\n")?;
+        let refused = pod.start_container(with_passwd("long", &long)).await.err().map(|error| error.to_string());
+        holds(
+            &format!("{refused:?}"),
+            refused.is_some_and(|text| text.contains("/etc/passwd of the image has more than")),
+        )?;
         Ok(pod.delete().await?)
     })
 }
