@@ -109,7 +109,9 @@ async fn a_watch_of_one_name_stays_with_it() -> anyhow::Result<()> {
         for name in ["other", "mine"] {
             let path = format!("/api/v1/namespaces/a/secrets/{name}");
             let body = r#"{"metadata":{"labels":{"later":"yes"}}}"#.to_string();
-            Question { pair: Some(&admin), method: "PATCH", path: &path, body, ..Default::default() }.ask(&cluster).await?;
+            Question { pair: Some(&admin), method: "PATCH", path: &path, body, ..Default::default() }
+                .ask(&cluster)
+                .await?;
         }
         anyhow::Ok(())
     };
@@ -152,16 +154,35 @@ async fn nobody_gives_what_they_do_not_hold() -> anyhow::Result<()> {
         ("POST", path.clone(), role("more", &label, "secrets"), 403, "not currently held"),
         ("POST", path.clone(), gathering.clone(), 403, "must have cluster-admin privileges to use the aggregationRule"),
         ("PATCH", one("own"), json!({"metadata": {"labels": {"a": "b"}}}), 200, ""),
-        ("PATCH", one("own"), json!({"rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}), 403, "not currently held"),
-        ("PATCH", one("own"), json!({"aggregationRule": gathering["aggregationRule"]}), 403, "cluster-admin privileges"),
+        (
+            "PATCH",
+            one("own"),
+            json!({"rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}),
+            403,
+            "not currently held",
+        ),
+        (
+            "PATCH",
+            one("own"),
+            json!({"aggregationRule": gathering["aggregationRule"]}),
+            403,
+            "cluster-admin privileges",
+        ),
         // The label alone would make all readers secret readers.
         ("PATCH", one("system:node"), json!({"metadata": {"labels": label}}), 403, "not currently held"),
         ("PATCH", one("view"), json!({"metadata": {"labels": {"a": "b"}}}), 403, "cluster-admin privileges"),
-        ("PATCH", one("view"), json!({"aggregationRule": {"clusterRoleSelectors": [{}]}}), 403, "cluster-admin privileges"),
+        (
+            "PATCH",
+            one("view"),
+            json!({"aggregationRule": {"clusterRoleSelectors": [{}]}}),
+            403,
+            "cluster-admin privileges",
+        ),
         ("PATCH", one("system:node"), json!({"metadata": {"finalizers": ["a.example/b"]}}), 200, ""),
     ];
     for (method, path, body, code, words) in table {
-        let question = Question { pair: Some(&mallory), method, path: &path, body: body.to_string(), ..Default::default() };
+        let question =
+            Question { pair: Some(&mallory), method, path: &path, body: body.to_string(), ..Default::default() };
         let reply = question.ask(&cluster).await?;
         assert_eq!(reply.code, code, "{method} {path} {body}: {}", reply.text);
         assert!(reply.message().contains(words), "{method} {path}: {}", reply.text);
@@ -178,13 +199,15 @@ async fn creating_needs_the_right_to_create() -> anyhow::Result<()> {
     grant(&cluster, "services", rule("services", json!(["get", "patch", "update"]))).await?;
     let mallory = cluster.user("mallory", None)?;
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "b"}});
-    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let service =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
     let maps = "/api/v1/namespaces/a/configmaps/m?fieldManager=me";
     let services = "/api/v1/namespaces/a/services/s";
     let apply = "application/apply-patch+yaml";
     let check = async |method: &str, path: &str, media: &str, body: &Value, code: u16| {
         let body = body.to_string();
-        let reply = Question { pair: Some(&mallory), method, path, media, body, ..Default::default() }.ask(&cluster).await?;
+        let reply =
+            Question { pair: Some(&mallory), method, path, media, body, ..Default::default() }.ask(&cluster).await?;
         assert_eq!(reply.code, code, "{method} {path}: {}", reply.text);
         assert!(code != 403 || reply.message().contains("cannot create resource"), "{}", reply.text);
         anyhow::Ok(())

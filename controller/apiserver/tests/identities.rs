@@ -46,7 +46,13 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
     let groups = json!(["system:bootstrappers", "system:bootstrappers:workers", "system:authenticated"]);
     let bootstrap = json!({"username": "system:bootstrap:abcdef", "groups": groups});
     assert_eq!(whoami(&cluster, None, "abcdef.0123456789abcdef").await?, (201, bootstrap));
-    let refused = ["stuvwx.0123456789abcdef", "abcdef.0123456789abcdee", "ghijkl.0123456789abcdef", "mnopqr.0123456789abcdef", "nonsense"];
+    let refused = [
+        "stuvwx.0123456789abcdef",
+        "abcdef.0123456789abcdee",
+        "ghijkl.0123456789abcdef",
+        "mnopqr.0123456789abcdef",
+        "nonsense",
+    ];
     for token in refused {
         assert_eq!(whoami(&cluster, None, token).await?.0, 401, "{token}");
     }
@@ -64,7 +70,9 @@ async fn certificates_and_tokens_become_users() -> anyhow::Result<()> {
     let foreign = made["status"]["token"].as_str().unwrap_or_default();
     assert_eq!(whoami(&cluster, None, foreign).await?.0, 401);
     let admin = cluster.user("root", Some("system:masters"))?;
-    for (audiences, expect) in [(json!(["vault", "other"]), json!(["vault"])), (json!(["other"]), Value::Null), (json!([]), Value::Null)] {
+    for (audiences, expect) in
+        [(json!(["vault", "other"]), json!(["vault"])), (json!(["other"]), Value::Null), (json!([]), Value::Null)]
+    {
         let review = json!({
             "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {"token": foreign, "audiences": audiences},
         });

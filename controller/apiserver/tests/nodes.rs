@@ -40,9 +40,7 @@ async fn a_node_speaks_for_itself() -> anyhow::Result<()> {
     );
     let pods = "/api/v1/namespaces/default/pods";
     let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-    let token = |pod: &str, uid: &str| {
-        json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}}})
-    };
+    let token = |pod: &str, uid: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}}});
     let mirror = |spec: Value| {
         let mut pod = json!({
             "metadata": {
@@ -77,30 +75,132 @@ async fn a_node_speaks_for_itself() -> anyhow::Result<()> {
         get("/api/v1/namespaces/default/secrets", 403, "No Object name found"),
         get("/apis/apps/v1/deployments", 403, "cannot list resource"),
         ("PATCH", format!("{pods}/mine/status"), json!({"status": {"message": "hello"}}), 200, ""),
-        ("PATCH", format!("{pods}/other/status"), json!({"status": {"message": "hello"}}), 403, "can only update pod status for pods with"),
-        ("PATCH", format!("{pods}/mine/status"), json!({"metadata": {"labels": {"app": "x"}}}), 403, "cannot update labels through pod status"),
+        (
+            "PATCH",
+            format!("{pods}/other/status"),
+            json!({"status": {"message": "hello"}}),
+            403,
+            "can only update pod status for pods with",
+        ),
+        (
+            "PATCH",
+            format!("{pods}/mine/status"),
+            json!({"metadata": {"labels": {"app": "x"}}}),
+            403,
+            "cannot update labels through pod status",
+        ),
         ("PATCH", format!("{pods}/mine"), json!({"metadata": {"labels": {"app": "x"}}}), 403, "cannot patch resource"),
         ("PATCH", "/api/v1/nodes/n2/status".into(), json!({"status": {}}), 403, "is not allowed to modify node \"n2\""),
-        ("PATCH", "/api/v1/nodes/n1".into(), json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}}), 403, "is not allowed to modify taints"),
-        ("PATCH", "/api/v1/nodes/n1".into(), json!({"metadata": {"labels": {"node-restriction.kubernetes.io/a": "b"}}}), 403, "is not allowed to modify labels: node-restriction.kubernetes.io/a"),
-        ("PATCH", "/api/v1/nodes/n1/status".into(), json!({"metadata": {"labels": {"node-role.kubernetes.io/a": "b"}}}), 403, "is not allowed to modify labels"),
-        ("PATCH", "/api/v1/nodes/n1".into(), json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "b", "own": "label"}}}), 200, ""),
-        ("POST", "/api/v1/nodes".into(), json!({"metadata": {"name": "n3"}}), 403, "is not allowed to modify node \"n3\""),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1".into(),
+            json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}}),
+            403,
+            "is not allowed to modify taints",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1".into(),
+            json!({"metadata": {"labels": {"node-restriction.kubernetes.io/a": "b"}}}),
+            403,
+            "is not allowed to modify labels: node-restriction.kubernetes.io/a",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1/status".into(),
+            json!({"metadata": {"labels": {"node-role.kubernetes.io/a": "b"}}}),
+            403,
+            "is not allowed to modify labels",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/n1".into(),
+            json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "b", "own": "label"}}}),
+            200,
+            "",
+        ),
+        (
+            "POST",
+            "/api/v1/nodes".into(),
+            json!({"metadata": {"name": "n3"}}),
+            403,
+            "is not allowed to modify node \"n3\"",
+        ),
         ("DELETE", "/api/v1/nodes/n1".into(), none.clone(), 403, "cannot delete resource"),
         ("POST", leases.into(), lease("n1"), 201, ""),
-        ("POST", leases.into(), lease("n2"), 403, "can only access node lease with the same name as the requesting node"),
+        (
+            "POST",
+            leases.into(),
+            lease("n2"),
+            403,
+            "can only access node lease with the same name as the requesting node",
+        ),
         ("PUT", format!("{leases}/n2"), lease("n2"), 403, "can only access node lease with the same name"),
-        ("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases".into(), lease("n1"), 403, "can only access leases in the \"kube-node-lease\""),
+        (
+            "POST",
+            "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases".into(),
+            lease("n1"),
+            403,
+            "can only access leases in the \"kube-node-lease\"",
+        ),
         ("POST", "/api/v1/namespaces/default/serviceaccounts/default/token".into(), token("mine", &mine), 201, ""),
-        ("POST", "/api/v1/namespaces/default/serviceaccounts/default/token".into(), token("other", &other), 403, "scheduled on a different node"),
-        ("POST", "/api/v1/namespaces/default/serviceaccounts/default/token".into(), json!({"spec": {}}), 403, "not bound to a pod"),
-        ("POST", "/api/v1/namespaces/default/serviceaccounts/robot/token".into(), token("mine", &mine), 403, "no relationship found"),
-        ("POST", pods.into(), json!({"metadata": {"name": "x"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "x"}]}}), 403, "can only create mirror pods"),
-        ("POST", pods.into(), mirror(json!({"serviceAccountName": "default"})), 403, "can not create pods that reference a service account"),
-        ("POST", pods.into(), mirror(json!({"volumes": [{"name": "s", "secret": {"secretName": "free"}}]})), 403, "can not create pods that reference secrets"),
-        ("POST", pods.into(), mirror(json!({"nodeName": "n2"})), 403, "can only create pods with spec.nodeName set to itself"),
+        (
+            "POST",
+            "/api/v1/namespaces/default/serviceaccounts/default/token".into(),
+            token("other", &other),
+            403,
+            "scheduled on a different node",
+        ),
+        (
+            "POST",
+            "/api/v1/namespaces/default/serviceaccounts/default/token".into(),
+            json!({"spec": {}}),
+            403,
+            "not bound to a pod",
+        ),
+        (
+            "POST",
+            "/api/v1/namespaces/default/serviceaccounts/robot/token".into(),
+            token("mine", &mine),
+            403,
+            "no relationship found",
+        ),
+        (
+            "POST",
+            pods.into(),
+            json!({"metadata": {"name": "x"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "x"}]}}),
+            403,
+            "can only create mirror pods",
+        ),
+        (
+            "POST",
+            pods.into(),
+            mirror(json!({"serviceAccountName": "default"})),
+            403,
+            "can not create pods that reference a service account",
+        ),
+        (
+            "POST",
+            pods.into(),
+            mirror(json!({"volumes": [{"name": "s", "secret": {"secretName": "free"}}]})),
+            403,
+            "can not create pods that reference secrets",
+        ),
+        (
+            "POST",
+            pods.into(),
+            mirror(json!({"nodeName": "n2"})),
+            403,
+            "can only create pods with spec.nodeName set to itself",
+        ),
         ("POST", pods.into(), mirror(json!({})), 201, ""),
-        ("POST", format!("{pods}/other/eviction"), eviction("other"), 403, "can only evict pods with spec.nodeName set to itself"),
+        (
+            "POST",
+            format!("{pods}/other/eviction"),
+            eviction("other"),
+            403,
+            "can only evict pods with spec.nodeName set to itself",
+        ),
         ("DELETE", format!("{pods}/other"), none.clone(), 403, "can only delete pods with spec.nodeName set to itself"),
         ("DELETE", format!("{pods}/mine"), none.clone(), 200, ""),
         ("POST", format!("{pods}/reader/eviction"), eviction("reader"), 201, ""),
@@ -115,7 +215,8 @@ async fn a_node_speaks_for_itself() -> anyhow::Result<()> {
             body["apiVersion"] = json!("policy/v1");
         }
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let reply = Question { pair: Some(&node), method, path: &path, body, ..Default::default() }.ask(&cluster).await?;
+        let reply =
+            Question { pair: Some(&node), method, path: &path, body, ..Default::default() }.ask(&cluster).await?;
         assert_eq!(reply.code, code, "{method} {path}: {}", reply.text);
         assert!(reply.message().contains(words), "{method} {path}: {}", reply.text);
     }
@@ -137,7 +238,10 @@ async fn the_same_holds_from_inside() -> anyhow::Result<()> {
     assert_eq!(patch(&pods, "default", "mine", &status).await, 200);
     assert_eq!(patch(&pods, "default", "other", &status).await, 403);
     assert_eq!(patch(&nodes, "", "n2", &status).await, 403);
-    assert_eq!(patch(&nodes, "", "n1", &json!({"metadata": {"labels": {"node-restriction.kubernetes.io/a": "b"}}})).await, 403);
+    assert_eq!(
+        patch(&nodes, "", "n1", &json!({"metadata": {"labels": {"node-restriction.kubernetes.io/a": "b"}}})).await,
+        403
+    );
     assert_eq!(code(node.get(&secrets, "default", "used").await.map(|_| ())), 200);
     assert_eq!(code(node.get(&secrets, "default", "free").await.map(|_| ())), 403);
     assert_eq!(code(node.list(&pods, &Select::all()).await.map(|_| ())), 403);

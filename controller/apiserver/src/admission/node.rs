@@ -7,8 +7,8 @@ use crate::auth::pod_graph::used_by;
 use crate::auth::user::{NODE_USER_PREFIX, NODES, UserInfo};
 use crate::state::Fresh;
 use crate::storage::keys;
-use serde_json::{Map, Value, json};
 use base64::Engine as _;
+use serde_json::{Map, Value, json};
 use skiff_api::meta;
 use skiff_api::status::Status;
 use std::collections::BTreeSet;
@@ -116,12 +116,11 @@ fn node_write(node: &str, operation: Operation, name: &str, new: &Value, old: &V
         return Some(format!("node {node:?} is not allowed to modify node {name:?}"));
     }
     let labels = changed_labels(old, new).join(", ");
-    let differs = |path: &[&str]| meta::at(new, path).filter(|v| !v.is_null()) != meta::at(old, path).filter(|v| !v.is_null());
+    let differs =
+        |path: &[&str]| meta::at(new, path).filter(|v| !v.is_null()) != meta::at(old, path).filter(|v| !v.is_null());
     match operation {
         Operation::Delete => Some(format!("node {node:?} is not allowed to delete itself")),
-        _ if differs(&["spec", "configSource"]) => {
-            Some(format!("node {node:?} is not allowed to set configSource"))
-        }
+        _ if differs(&["spec", "configSource"]) => Some(format!("node {node:?} is not allowed to set configSource")),
         Operation::Create if !labels.is_empty() => {
             Some(format!("node {node:?} is not allowed to set the following labels: {labels}"))
         }
@@ -145,7 +144,8 @@ fn mirror_pod(node: &str, pod: &Value, own_uid: Option<&str>) -> Option<String> 
     if let Some(why) = on_node(node, pod, "create pods") {
         return Some(why);
     }
-    let only = |what: &str| Some(format!("node {node:?} can only create pods with {what} owner reference set to itself"));
+    let only =
+        |what: &str| Some(format!("node {node:?} can only create pods with {what} owner reference set to itself"));
     let owner = match meta::owner_references(pod) {
         [] => return only("an"),
         [owner] => owner,
@@ -181,7 +181,8 @@ fn mirror_pod(node: &str, pod: &Value, own_uid: Option<&str>) -> Option<String> 
     if sources().any(|s| s.get("clusterTrustBundle").is_some_and(|t| !t.is_null())) {
         named.push("clustertrustbundles");
     }
-    let order = ["serviceaccounts", "secrets", "configmaps", "clustertrustbundles", "persistentvolumeclaims", "resourceclaims"];
+    let order =
+        ["serviceaccounts", "secrets", "configmaps", "clustertrustbundles", "persistentvolumeclaims", "resourceclaims"];
     let first = order.iter().find(|resource| named.contains(resource))?;
     let what = if *first == "serviceaccounts" { "a service account" } else { first };
     Some(format!("node {node:?} can not create pods that reference {what}"))
@@ -227,8 +228,9 @@ fn claim_status(node: &str, sub: &str, new: &Value, old: &Value) -> Option<Strin
         }
         rest
     };
-    (rest(new) != rest(old))
-        .then(|| format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions"))
+    (rest(new) != rest(old)).then(|| {
+        format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions")
+    })
 }
 
 /// A node asks for certificates of its own name only, from the two signers that make them.
@@ -237,9 +239,8 @@ fn certificate(node: &str, request: &Value) -> Option<String> {
     if !matches!(signer, "kubernetes.io/kube-apiserver-client-kubelet" | "kubernetes.io/kubelet-serving") {
         return Some(format!("node {node:?} can not ask the signer {signer:?} for certificates"));
     }
-    let mine = subject_of(request).is_some_and(|(name, groups)| {
-        name.strip_prefix(NODE_USER_PREFIX) == Some(node) && groups == [NODES]
-    });
+    let mine = subject_of(request)
+        .is_some_and(|(name, groups)| name.strip_prefix(NODE_USER_PREFIX) == Some(node) && groups == [NODES]);
     (!mine).then(|| format!("node {node:?} can only ask for certificates of {NODE_USER_PREFIX}{node} in {NODES}"))
 }
 
@@ -294,7 +295,8 @@ pub fn token(user: &UserInfo, account: &str, request: &Value, pod: Option<&Value
         [one] => one.as_str().unwrap_or_default(),
         _ => return refuse("node may only request 0 or 1 audiences"),
     };
-    let sources = meta::list_at(pod, &["spec", "volumes"]).iter().flat_map(|v| meta::list_at(v, &["projected", "sources"]));
+    let sources =
+        meta::list_at(pod, &["spec", "volumes"]).iter().flat_map(|v| meta::list_at(v, &["projected", "sources"]));
     let mut tokens = sources.filter_map(|s| s.get("serviceAccountToken").filter(|t| t.is_object()));
     if tokens.any(|token| meta::str_at(token, &["audience"]) == wanted) {
         return Ok(());
@@ -340,12 +342,36 @@ mod tests {
         let plain = || with(json!({}), json!({}));
         let other = "node \"n1\" is not allowed to modify node \"n2\"";
         check(Operation::Create, "n2", plain(), Value::Null, other);
-        check(Operation::Create, "n1", with(json!({"kubernetes.io/os": "linux"}), json!({"taints": [1]})), Value::Null, "");
+        check(
+            Operation::Create,
+            "n1",
+            with(json!({"kubernetes.io/os": "linux"}), json!({"taints": [1]})),
+            Value::Null,
+            "",
+        );
         let labels = "node \"n1\" is not allowed to set the following labels: k8s.io/x, node-role.kubernetes.io/worker";
-        check(Operation::Create, "n1", with(json!({"node-role.kubernetes.io/worker": "", "k8s.io/x": ""}), json!({})), Value::Null, labels);
-        check(Operation::Update, "n1", with(json!({}), json!({"taints": []})), with(json!({}), json!({"taints": [1]})), "node \"n1\" is not allowed to modify taints");
+        check(
+            Operation::Create,
+            "n1",
+            with(json!({"node-role.kubernetes.io/worker": "", "k8s.io/x": ""}), json!({})),
+            Value::Null,
+            labels,
+        );
+        check(
+            Operation::Update,
+            "n1",
+            with(json!({}), json!({"taints": []})),
+            with(json!({}), json!({"taints": [1]})),
+            "node \"n1\" is not allowed to modify taints",
+        );
         let modify = "is not allowed to modify labels: node-restriction.kubernetes.io/a";
-        check(Operation::Update, "n1", plain(), with(json!({"node-restriction.kubernetes.io/a": "b"}), json!({})), modify);
+        check(
+            Operation::Update,
+            "n1",
+            plain(),
+            with(json!({"node-restriction.kubernetes.io/a": "b"}), json!({})),
+            modify,
+        );
         check(Operation::Update, "n1", plain(), plain(), "");
         check(Operation::Delete, "n1", Value::Null, plain(), "node \"n1\" is not allowed to delete itself");
     }
@@ -360,12 +386,18 @@ mod tests {
         let own = || json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u", "controller": true}]);
         let check = |pod: Value, expect: &str| {
             let found = mirror_pod("n1", &pod, Some("u")).unwrap_or_default();
-            assert!(found.ends_with(expect) && found.is_empty() == expect.is_empty(), "{pod}: {found:?}, not {expect:?}");
+            assert!(
+                found.ends_with(expect) && found.is_empty() == expect.is_empty(),
+                "{pod}: {found:?}, not {expect:?}"
+            );
         };
         check(pod(json!({}), own()), "");
         check(json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1"}}), "can only create mirror pods");
         check(pod(json!({}), json!([])), "can only create pods with an owner reference set to itself");
-        check(pod(json!({}), json!([own()[0], own()[0]])), "can only create pods with a single owner reference set to itself");
+        check(
+            pod(json!({}), json!([own()[0], own()[0]])),
+            "can only create pods with a single owner reference set to itself",
+        );
         let mut odd = own();
         odd[0]["kind"] = json!("Deployment");
         check(pod(json!({}), odd), "can only create pods with an owner reference set to itself");
@@ -377,11 +409,17 @@ mod tests {
         check(pod(json!({}), odd), "must not set blockOwnerDeletion on an owner reference");
         for (spec, what) in [
             (json!({"serviceAccountName": "app"}), "a service account"),
-            (json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}), "a service account"),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}),
+                "a service account",
+            ),
             (json!({"imagePullSecrets": [{"name": "s"}]}), "secrets"),
             (json!({"containers": [{"envFrom": [{"configMapRef": {"name": "c"}}]}]}), "configmaps"),
             (json!({"volumes": [{"persistentVolumeClaim": {"claimName": "c"}}]}), "persistentvolumeclaims"),
-            (json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "t"}}]}}]}), "clustertrustbundles"),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "t"}}]}}]}),
+                "clustertrustbundles",
+            ),
             (json!({"resourceClaims": [{"name": "a"}]}), "resourceclaims"),
         ] {
             check(pod(spec, own()), &format!("can not create pods that reference {what}"));
@@ -395,16 +433,18 @@ mod tests {
             json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"nodeName": node, "volumes": [{"projected": {"sources": [
                 {"serviceAccountToken": {"path": "a"}}, {"serviceAccountToken": {"path": "b", "audience": "vault"}}]}}]}})
         };
-        let request = |kind: &str, uid: &str, audiences: Value| {
-            json!({"spec": {"audiences": audiences, "boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": "p", "uid": uid}}})
-        };
+        let request = |kind: &str, uid: &str, audiences: Value| json!({"spec": {"audiences": audiences, "boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": "p", "uid": uid}}});
         let check = |request: Value, pod: Option<Value>, expect: &str| {
             let found = token(&user, "app", &request, pod.as_ref()).err().map(|s| s.message).unwrap_or_default();
             assert!(found.contains(expect) && found.is_empty() == expect.is_empty(), "{request}: {found}");
         };
         check(request("Pod", "u", json!([])), Some(pod("n1")), "");
         check(request("Pod", "u", json!(["vault"])), Some(pod("n1")), "");
-        check(request("Pod", "u", json!(["other"])), Some(pod("n1")), "audience \"other\" not found in pod spec volume");
+        check(
+            request("Pod", "u", json!(["other"])),
+            Some(pod("n1")),
+            "audience \"other\" not found in pod spec volume",
+        );
         check(request("Pod", "u", json!(["vault", ""])), Some(pod("n1")), "node may only request 0 or 1 audiences");
         check(request("Pod", "u", json!([])), Some(pod("n2")), "scheduled on a different node");
         check(request("Pod", "v", json!([])), Some(pod("n1")), "does not match the UID in record");

@@ -28,7 +28,11 @@ pub async fn decide(state: &State, node: &str, wanted: &Attributes) -> Result<Re
         Rule::No(why) => Err(why),
         Rule::IfUsed(_) if wanted.name.is_empty() => Err("No Object name found".into()),
         Rule::IfUsed("persistentvolumes") => {
-            if uses_volume(state, node, &wanted.name).await? { Ok(()) } else { unrelated() }
+            if uses_volume(state, node, &wanted.name).await? {
+                Ok(())
+            } else {
+                unrelated()
+            }
         }
         Rule::IfUsed(resource) => {
             let used = state.pods.uses(&state.store, node, resource, &wanted.namespace, &wanted.name).await?;
@@ -193,9 +197,18 @@ mod tests {
         check("update /pods a p", "no");
         check("create /pods/eviction a p", "yes");
         check("update coordination.k8s.io/leases kube-node-lease n1", "yes");
-        check("update coordination.k8s.io/leases kube-node-lease n2", "no can only access node lease with the same name as the requesting node");
-        check("create coordination.k8s.io/leases kube-system x", "no can only access leases in the \"kube-node-lease\" system namespace");
-        check("list coordination.k8s.io/leases kube-node-lease", "no can only get, create, update, patch, or delete a node lease");
+        check(
+            "update coordination.k8s.io/leases kube-node-lease n2",
+            "no can only access node lease with the same name as the requesting node",
+        );
+        check(
+            "create coordination.k8s.io/leases kube-system x",
+            "no can only access leases in the \"kube-node-lease\" system namespace",
+        );
+        check(
+            "list coordination.k8s.io/leases kube-node-lease",
+            "no can only get, create, update, patch, or delete a node lease",
+        );
         check("create certificates.k8s.io/certificatesigningrequests", "yes");
         check("update certificates.k8s.io/certificatesigningrequests/approval - x", "no");
         check("list apps/deployments", "no");

@@ -191,7 +191,10 @@ mod tests {
             ("persistentvolumeclaims", "p-e"),
         ] {
             check(&graph, resource, name, true);
-            assert!(!graph.uses("n2", resource, "a", name) && !graph.uses("n1", resource, "b", name), "{resource} {name}");
+            assert!(
+                !graph.uses("n2", resource, "a", name) && !graph.uses("n1", resource, "b", name),
+                "{resource} {name}"
+            );
         }
         check(&graph, "secrets", "c1", false);
         put(&mut graph, "a/p", Some(pod("n1", "other")));

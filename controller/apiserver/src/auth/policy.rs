@@ -73,7 +73,13 @@ mod tests {
         let put = async |key: String, value: serde_json::Value| {
             store.txn(Txn::of(Op::put(key.into_bytes(), value.to_string().into_bytes()))).await.unwrap();
         };
-        let wanted = |name: &str| Attributes { verb: "get".into(), resource: "pods".into(), namespace: "a".into(), name: name.into(), ..Default::default() };
+        let wanted = |name: &str| Attributes {
+            verb: "get".into(),
+            resource: "pods".into(),
+            namespace: "a".into(),
+            name: name.into(),
+            ..Default::default()
+        };
         let root = format!("{}{GROUP}/", keys::ROOT);
         let role = json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]});
         put(format!("{root}roles/a/r"), role).await;

@@ -477,7 +477,11 @@ mod tests {
         check(json!({"kind": "Group", "apiGroup": group, "name": "*"}), "ann", false);
         check(json!({"kind": "group", "apiGroup": group, "name": "devs"}), "ann", false);
         check(json!({"kind": "ServiceAccount", "name": "app"}), "system:serviceaccount:ns:app", true);
-        check(json!({"kind": "ServiceAccount", "apiGroup": group, "name": "app"}), "system:serviceaccount:ns:app", false);
+        check(
+            json!({"kind": "ServiceAccount", "apiGroup": group, "name": "app"}),
+            "system:serviceaccount:ns:app",
+            false,
+        );
         check(json!({"kind": "ServiceAccount", "name": "*"}), "system:serviceaccount:ns:app", false);
     }
 

@@ -271,7 +271,8 @@ mod tests {
             let found = RequestInfo::parse(method, path, &Query::default()).map_err(|s| s.code());
             assert_eq!(found.err(), Some(code), "{request}");
         }
-        let paths = [("//metrics", "/metrics"), ("/%6Detrics", "/metrics"), ("/", "/"), ("/openapi//v3/", "/openapi/v3/")];
+        let paths =
+            [("//metrics", "/metrics"), ("/%6Detrics", "/metrics"), ("/", "/"), ("/openapi//v3/", "/openapi/v3/")];
         for (path, expect) in paths {
             assert_eq!(RequestInfo::parse("GET", path, &Query::default()).unwrap().path, expect);
         }

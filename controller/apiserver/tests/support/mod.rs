@@ -5,8 +5,6 @@
 pub mod ask;
 pub mod nodes;
 
-
-
 use base64::Engine as _;
 use serde_json::{Value, json};
 use skiff_api::kinds;
