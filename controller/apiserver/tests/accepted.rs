@@ -108,6 +108,38 @@ async fn no_number_is_too_odd() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A list that is read for longer than five minutes goes on at what is there by then, if its reader wants to.
+#[tokio::test]
+async fn a_long_list_grows_old() -> anyhow::Result<()> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
+    let cluster = Cluster::start().await?;
+    for name in ["a", "b", "c", "d"] {
+        cluster.create("", "secrets", "default", json!({"metadata": {"name": name}})).await?;
+    }
+    let page = async |token: &str| {
+        let path = format!("/api/v1/namespaces/default/secrets?limit=1&continue={token}");
+        admin(&cluster, "GET", &path, "", &Value::Null).await
+    };
+    let first = page("").await?.json();
+    let token = first["metadata"]["continue"].as_str().unwrap_or_default();
+    assert_eq!(page(token).await?.code, 200);
+    let mut aged: Value = serde_json::from_slice(&B64.decode(token)?)?;
+    aged["since"] = json!(aged["since"].as_i64().unwrap_or_default() - 301);
+    let refused = page(&B64.encode(aged.to_string())).await?;
+    assert_eq!((refused.code, &refused.json()["reason"]), (410, &json!("Expired")), "{}", refused.text);
+    let mut token = refused.json()["metadata"]["continue"].as_str().unwrap_or_default().to_string();
+    let mut found = Vec::new();
+    while !token.is_empty() {
+        let next = page(&token).await?;
+        assert_eq!(next.code, 200, "{}", next.text);
+        found.push(next.json()["items"][0]["metadata"]["name"].as_str().unwrap_or_default().to_string());
+        token = next.json()["metadata"]["continue"].as_str().unwrap_or_default().to_string();
+    }
+    assert_eq!(found, ["b", "c", "d"]);
+    Ok(())
+}
+
 /// What kubectl computes its patches by.
 #[tokio::test]
 async fn the_published_schema_says_how_to_patch() -> anyhow::Result<()> {
