@@ -147,6 +147,12 @@ pub fn format_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// `at` and so many seconds (before it, where negative); the end of time where it would be later than that.
+pub fn seconds_after(at: Timestamp, seconds: i64) -> Timestamp {
+    let end = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    at.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(end)
+}
+
 /// `2026-01-02T03:04:05.000006Z`, the form of `metav1.MicroTime`.
 pub fn format_micro_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()

@@ -2,6 +2,8 @@
 //!
 //! Source: the Kubernetes API reference and its deprecation guide. The texts are an interface: tools show them.
 
+pub mod idle;
+
 use crate::kinds::Kind;
 use crate::meta::{self, names};
 use crate::quantity::Quantity;

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 /// The most operations one patch may hold.
 const OPERATIONS_MAX: usize = 10_000;
 
+/// How much copies may add, all together; as upstream.
+const COPIED_BYTES_MAX: usize = 3 * 1024 * 1024;
+
 /// Carries out `patch` (the request's body) on `doc`.
 pub fn json_patch(doc: &Value, patch: &[u8]) -> Result<Value, Status> {
     let parsed: Value = serde_json::from_slice(patch).map_err(|e| undecodable_body(&e))?;
@@ -26,10 +29,45 @@ pub fn json_patch(doc: &Value, patch: &[u8]) -> Result<Value, Status> {
         return Err(Status::too_large(&detail));
     }
     let mut doc = doc.clone();
+    let mut copied = 0_usize;
     for operation in &operations {
+        // A copy of a copy doubles: some dozens of operations would fill any memory.
+        if operation.get("op").and_then(Value::as_str) == Some("copy")
+            && let Some(from) = operation.get("from").and_then(Value::as_str).and_then(|from| find(&doc, from))
+        {
+            copied = copied.saturating_add(size_up_to(from, COPIED_BYTES_MAX));
+            if copied > COPIED_BYTES_MAX {
+                let detail =
+                    format!("the copies of a JSON patch may add up to {COPIED_BYTES_MAX} bytes, and these add more");
+                return Err(Status::too_large(&detail));
+            }
+        }
         carry_out(&mut doc, operation).ok_or_else(cannot_be_carried_out)?;
     }
     Ok(doc)
+}
+
+/// About how long a value is as JSON; counting ends soon after `enough`.
+fn size_up_to(value: &Value, enough: usize) -> usize {
+    let mut size = 2_usize;
+    let mut left = vec![value];
+    while let Some(value) = left.pop()
+        && size <= enough
+    {
+        size = size.saturating_add(match value {
+            Value::String(text) => text.len() + 3,
+            Value::Array(items) => {
+                left.extend(items);
+                2 + items.len()
+            }
+            Value::Object(map) => {
+                left.extend(map.values());
+                2 + map.keys().map(|key| key.len() + 4).sum::<usize>()
+            }
+            _ => 8,
+        });
+    }
+    size
 }
 
 /// None when the operation does not fit the document.
@@ -178,6 +216,17 @@ fn replace(doc: &mut Value, path: &str, value: Value) -> Option<()> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn copies_of_copies_end() {
+        let doc = json!({"data": {"a": "x".repeat(1000)}});
+        let double: Vec<Value> =
+            (0..40).map(|n| json!({"op": "copy", "from": "/data", "path": format!("/data/c{n}")})).collect();
+        let refused = json_patch(&doc, Value::Array(double).to_string().as_bytes()).unwrap_err();
+        assert_eq!((refused.code(), refused.reason.as_str()), (413, "RequestEntityTooLarge"));
+        let few = json!([{"op": "copy", "from": "/data", "path": "/more"}]);
+        assert!(json_patch(&doc, few.to_string().as_bytes()).is_ok());
+    }
 
     #[test]
     fn table() {

@@ -4,6 +4,7 @@ use super::{Shape, TypeDef};
 use crate::quantity::Quantity;
 use base64::Engine;
 use serde_json::Value;
+use std::fmt;
 
 /// A field that the schema does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,8 +13,8 @@ pub struct UnknownField {
     pub path: String,
 }
 
-impl std::fmt::Display for UnknownField {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for UnknownField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "unknown field \"{}\"", self.path)
     }
 }
@@ -22,7 +23,7 @@ impl TypeDef {
     /// Unknown fields, in the order of the document.
     pub fn unknown_fields(&self, obj: &Value) -> Vec<UnknownField> {
         let mut found = Vec::new();
-        find_unknown(self, obj, "", &mut found);
+        find_unknown(self, obj, None, &mut found);
         found
     }
 
@@ -48,33 +49,62 @@ impl TypeDef {
     }
 }
 
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
+/// The most problems that are told of one document, as upstream. What is left out was not looked for any further.
+pub const PROBLEMS_MAX: usize = 100;
+
+/// A place in a document: a chain back to its root. The text is made only for a place that is told.
+#[derive(Clone, Copy)]
+pub struct Trail<'t> {
+    pub parent: Option<&'t Trail<'t>>,
+    pub step: Step<'t>,
 }
 
-fn find_unknown(def: &TypeDef, value: &Value, path: &str, found: &mut Vec<UnknownField>) {
-    let Some(map) = value.as_object() else { return };
-    for (key, inner) in map {
-        match def.field(key) {
-            Some(field) if has_fields(&field.shape) => find_in_shape(&field.shape, inner, &join(path, key), found),
-            Some(_) => {}
-            None if def.open => {}
-            None => found.push(UnknownField { path: join(path, key) }),
+#[derive(Clone, Copy)]
+pub enum Step<'t> {
+    Key(&'t str),
+    Index(usize),
+}
+
+impl fmt::Display for Trail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            parent.fmt(f)?;
+        }
+        match self.step {
+            Step::Key(key) if self.parent.is_some() => write!(f, ".{key}"),
+            Step::Key(key) => f.write_str(key),
+            Step::Index(index) => write!(f, "[{index}]"),
         }
     }
 }
 
-fn find_in_shape(shape: &Shape, value: &Value, path: &str, found: &mut Vec<UnknownField>) {
+fn find_unknown(def: &TypeDef, value: &Value, parent: Option<&Trail<'_>>, found: &mut Vec<UnknownField>) {
+    let Some(map) = value.as_object() else { return };
+    for (key, inner) in map {
+        if found.len() >= PROBLEMS_MAX {
+            return;
+        }
+        let here = Trail { parent, step: Step::Key(key) };
+        match def.field(key) {
+            Some(field) if has_fields(&field.shape) => find_in_shape(&field.shape, inner, &here, found),
+            Some(_) => {}
+            None if def.open => {}
+            None => found.push(UnknownField { path: here.to_string() }),
+        }
+    }
+}
+
+fn find_in_shape(shape: &Shape, value: &Value, here: &Trail<'_>, found: &mut Vec<UnknownField>) {
     match (shape, value) {
-        (Shape::Object(def), Value::Object(_)) => find_unknown(def.get(), value, path, found),
+        (Shape::Object(def), Value::Object(_)) => find_unknown(def.get(), value, Some(here), found),
         (Shape::List(list), Value::Array(items)) if has_fields(&list.item) => {
             for (i, item) in items.iter().enumerate() {
-                find_in_shape(&list.item, item, &format!("{path}[{i}]"), found);
+                find_in_shape(&list.item, item, &Trail { parent: Some(here), step: Step::Index(i) }, found);
             }
         }
         (Shape::Map(map), Value::Object(members)) if has_fields(&map.value) => {
             for (key, member) in members {
-                find_in_shape(&map.value, member, &join(path, key), found);
+                find_in_shape(&map.value, member, &Trail { parent: Some(here), step: Step::Key(key) }, found);
             }
         }
         _ => {}

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 pub use check::UnknownField;
+pub use check::{PROBLEMS_MAX, Step, Trail};
 pub use openapi::openapi_v3;
 
 /// A name in a schema: borrowed for built-in types.

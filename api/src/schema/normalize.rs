@@ -104,6 +104,10 @@ fn normalize_value(shape: &Shape, value: &mut Value) {
         (Shape::Map(map), Value::Object(members)) => {
             members.values_mut().for_each(|member| normalize_item(&map.value, member));
         }
+        // Base64 is often wrapped; readers get it whole, so that every one of them can decode it.
+        (Shape::Bytes, Value::String(text)) if text.contains(['\r', '\n']) => {
+            text.retain(|c| !matches!(c, '\r' | '\n'))
+        }
         (Shape::Quantity, _) => {
             let text = match &*value {
                 Value::String(text) => text.clone(),
@@ -156,6 +160,18 @@ mod tests {
             "ConfigMap",
             json!({"metadata": {"name": "a", "labels": {}, "creationTimestamp": null, "finalizers": []}, "data": {"n": null}, "binaryData": {}, "immutable": false}),
             json!({"metadata": {"name": "a"}, "data": {"n": ""}, "immutable": false}),
+        );
+        check(
+            "",
+            "Secret",
+            json!({"metadata": {"name": "a"}, "data": {"a": "YWJj\nZGVm\r\n", "b": "YQ=="}}),
+            json!({"metadata": {"name": "a"}, "data": {"a": "YWJjZGVm", "b": "YQ=="}}),
+        );
+        check(
+            "",
+            "ConfigMap",
+            json!({"metadata": {"name": "a"}, "binaryData": {"a": "YWJj\nZGVm"}}),
+            json!({"metadata": {"name": "a"}, "binaryData": {"a": "YWJjZGVm"}}),
         );
         check(
             "rbac.authorization.k8s.io",

@@ -156,7 +156,7 @@ fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Va
         _ => None,
     };
     // Beside a $ref nothing else may stand, so what is said about the field wraps it.
-    if schema.get("$ref").is_some() && (!described.is_empty() || default.is_some()) {
+    if schema.get("$ref").is_some() && (!described.is_empty() || default.is_some() || field.retain_keys) {
         schema = json!({"allOf": [schema]});
     }
     if !described.is_empty() {
@@ -164,6 +164,10 @@ fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Va
     }
     if let Some(default) = default {
         schema["default"] = default;
+    }
+    if field.retain_keys {
+        let merges = schema.get("x-kubernetes-patch-strategy").is_some();
+        schema["x-kubernetes-patch-strategy"] = if merges { "merge,retainKeys" } else { "retainKeys" }.into();
     }
     schema
 }

@@ -187,20 +187,23 @@ pub fn field_of(kind: &Kind, obj: &Value, field: &str) -> String {
             let ips = meta::list_at(obj, &path).iter().map(|ip| meta::str_at(ip, &["ip"]));
             ips.collect::<Vec<_>>().join(",")
         }
+        // An event is stored in the form in which it was written, and asked for in either.
         ("Event", "source") => {
-            let component = meta::str_at(obj, &["source", "component"]);
-            if component.is_empty() {
-                meta::str_at(obj, &["reportingComponent"]).to_string()
-            } else {
-                component.to_string()
-            }
+            let component = either(obj, &["source", "component"], &["deprecatedSource", "component"]);
+            if component.is_empty() { reporter(obj) } else { component }
         }
-        ("Event", "reportingController") => {
-            let own = meta::str_at(obj, &["reportingController"]);
-            if own.is_empty() { meta::str_at(obj, &["reportingComponent"]).to_string() } else { own.to_string() }
-        }
+        ("Event", "reportingComponent" | "reportingController") => reporter(obj),
         _ => meta::str_at(obj, &path).to_string(),
     }
+}
+
+fn either(obj: &Value, one: &[&str], other: &[&str]) -> String {
+    let found = meta::str_at(obj, one);
+    if found.is_empty() { meta::str_at(obj, other).to_string() } else { found.to_string() }
+}
+
+fn reporter(event: &Value) -> String {
+    either(event, &["reportingController"], &["reportingComponent"])
 }
 
 #[cfg(test)]
@@ -226,6 +229,28 @@ mod tests {
             let selector = FieldSelector::parse(&pods, text).expect(text);
             assert_eq!(selector.matches(&pods, &pod), expect, "{text}");
         }
+    }
+
+    #[test]
+    fn events_are_found_in_both_forms() {
+        let core = json!({"source": {"component": "a"}, "reportingComponent": "r", "involvedObject": {"name": "x"}});
+        let new =
+            json!({"deprecatedSource": {"component": "a"}, "reportingController": "r", "regarding": {"name": "x"}});
+        let plain = json!({"reportingController": "r", "regarding": {"name": "x"}});
+        let check = |group: &str, event: &Value, text: &str, expect: bool| {
+            let kind = kinds::by_resource(group, "v1", "events").expect("events");
+            let selector = FieldSelector::parse(&kind, text).expect(text);
+            assert_eq!(selector.matches(&kind, event), expect, "{group} {text} {event}");
+        };
+        for event in [&core, &new] {
+            check("", event, "source=a", true);
+            check("", event, "source=r", false);
+            check("", event, "reportingComponent=r,involvedObject.name=x", true);
+            check("events.k8s.io", event, "reportingController=r,regarding.name=x", true);
+            check("events.k8s.io", event, "reportingController=a", false);
+        }
+        check("", &plain, "source=r", true);
+        check("", &plain, "reportingComponent=r", true);
     }
 
     #[test]

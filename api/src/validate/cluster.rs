@@ -326,17 +326,64 @@ pub(super) fn runtime_class(errs: &mut Errors, obj: &Value) {
     }
 }
 
+/// What a certificate may be for, in order: the values of `KeyUsage` in the API reference of `certificates.k8s.io/v1`.
+const USAGES: &[&str] = &[
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+const EXPIRATION_SECONDS_MIN: i64 = 600;
+
 pub(super) fn signing_request(errs: &mut Errors, obj: &Value) {
     let spec = obj.get("spec").unwrap_or(&Value::Null);
     let path = Path::new("spec");
     let request = text(spec, "request");
+    let request: String = request.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
     let pem = base64::engine::general_purpose::STANDARD.decode(request).unwrap_or_default();
     if !String::from_utf8_lossy(&pem).trim_start().starts_with("-----BEGIN CERTIFICATE REQUEST-----") {
         let detail = "PEM block type must be CERTIFICATE REQUEST";
         errs.push(FieldError::invalid(path.child("request"), shown(spec, "request"), detail));
     }
-    if list(spec, "usages").is_empty() {
+    let usages = list(spec, "usages");
+    if usages.is_empty() {
         errs.push(FieldError::required(path.child("usages"), ""));
+    }
+    for (i, usage) in usages.iter().enumerate() {
+        let at = path.child("usages").index(i);
+        if !usage.as_str().is_some_and(|usage| USAGES.contains(&usage)) {
+            errs.push(FieldError::not_supported(at, usage.clone(), USAGES));
+        } else if usages[..i].contains(usage) {
+            errs.push(FieldError::duplicate(at, usage.clone()));
+        }
+    }
+    if let Some(seconds) = int(spec, "expirationSeconds").filter(|seconds| *seconds < EXPIRATION_SECONDS_MIN) {
+        let detail = "may not specify a duration less than 600 seconds (10 minutes)";
+        errs.push(FieldError::invalid(path.child("expirationSeconds"), seconds, detail));
+    }
+    if text(spec, "signerName") == "kubernetes.io/legacy-unknown" {
+        let detail = "the legacy signerName is not allowed via this API version";
+        errs.push(FieldError::invalid(path.child("signerName"), text(spec, "signerName"), detail));
+        return;
     }
     if required(errs, spec, "signerName", &path) && !text(spec, "signerName").contains('/') {
         let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";

@@ -155,3 +155,37 @@ fn odd_objects_do_not_panic() {
         }
     }
 }
+
+#[test]
+fn certificates_are_asked_for_in_known_words() {
+    use base64::Engine;
+    let pem = "-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n";
+    let mut request = base64::engine::general_purpose::STANDARD.encode(pem);
+    request.insert(20, '\n');
+    let with = |more: Value| {
+        let mut spec = json!({"request": request, "usages": ["client auth"], "signerName": "example.com/signer"});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        json!({"metadata": {"name": "c"}, "spec": spec})
+    };
+    let errors = |more: Value| {
+        let (kind, obj) = prepared("certificates.k8s.io", "certificatesigningrequests", with(more));
+        create(&kind, &obj).iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ")
+    };
+    for (more, expect) in [
+        (json!({}), ""),
+        (json!({"expirationSeconds": 600}), ""),
+        (json!({"expirationSeconds": 10}), "may not specify a duration less than 600 seconds"),
+        (json!({"usages": ["client auth", "client auth"]}), "Duplicate value: \"client auth\""),
+        (json!({"usages": ["anything"]}), "spec.usages[0]: Unsupported value: \"anything\""),
+        (
+            json!({"signerName": "kubernetes.io/legacy-unknown"}),
+            "the legacy signerName is not allowed via this API version",
+        ),
+        (json!({"signerName": "signer"}), "must be a fully qualified domain and path"),
+    ] {
+        let found = errors(more.clone());
+        assert!(found.contains(expect) && found.is_empty() == expect.is_empty(), "{more}: {found}");
+    }
+}

@@ -7,7 +7,7 @@ use crate::http::protobuf;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use skiff_api::Kind;
-use skiff_api::schema::Schema;
+use skiff_api::schema::{PROBLEMS_MAX, Schema, Step, Trail};
 use skiff_api::status::Status;
 use std::fmt;
 
@@ -77,7 +77,7 @@ fn clip(text: &str) -> String {
 pub fn json(bytes: &[u8]) -> Result<Document, String> {
     let mut duplicates = Vec::new();
     let mut decoder = serde_json::Deserializer::from_slice(bytes);
-    let seed = Node { path: String::new(), duplicates: &mut duplicates };
+    let seed = Node { at: None, duplicates: &mut duplicates };
     let value = seed.deserialize(&mut decoder).map_err(|e| json_problem(&e, bytes))?;
     decoder.end().map_err(|e| json_problem(&e, bytes))?;
     Ok(Document { value, duplicates })
@@ -126,7 +126,7 @@ pub fn yaml(bytes: &[u8]) -> Result<Document, String> {
 
 /// Builds a value and notices keys that come twice in a map.
 struct Node<'d> {
-    path: String,
+    at: Option<&'d Trail<'d>>,
     duplicates: &'d mut Vec<String>,
 }
 
@@ -147,11 +147,12 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut out = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
-            let value = map.next_value_seed(Node { path: path.clone(), duplicates: self.duplicates })?;
-            if out.insert(key, value).is_some() {
-                self.duplicates.push(format!("duplicate field {path:?}"));
+            let here = Trail { parent: self.at, step: Step::Key(&key) };
+            let value = map.next_value_seed(Node { at: Some(&here), duplicates: self.duplicates })?;
+            if out.contains_key(&key) && self.duplicates.len() < PROBLEMS_MAX {
+                self.duplicates.push(format!("duplicate field {:?}", here.to_string()));
             }
+            out.insert(key, value);
         }
         Ok(Value::Object(out))
     }
@@ -159,8 +160,8 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut out = Vec::new();
         loop {
-            let path = format!("{}[{}]", self.path, out.len());
-            match seq.next_element_seed(Node { path, duplicates: self.duplicates })? {
+            let here = Trail { parent: self.at, step: Step::Index(out.len()) };
+            match seq.next_element_seed(Node { at: Some(&here), duplicates: self.duplicates })? {
                 Some(value) => out.push(value),
                 None => return Ok(Value::Array(out)),
             }
@@ -328,6 +329,16 @@ mod tests {
         let document = yaml(b"a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
         assert_eq!(document.duplicates, ["line 4: key \"c\" already set in map"]);
         assert_eq!(document.value["b"]["c"], 2);
+    }
+
+    /// Long keys above many small mistakes: each path would hold all of them.
+    #[test]
+    fn many_mistakes_below_long_keys_cost_little() {
+        let long = "k".repeat(10_000);
+        let mistakes = vec![r#""a":1,"a":1"#; 20_000].join(",");
+        let body = format!("{}{{{mistakes}}}{}", format!(r#"{{"{long}":"#).repeat(50), "}".repeat(50));
+        let document = json(body.as_bytes()).unwrap();
+        assert_eq!(document.duplicates.len(), PROBLEMS_MAX);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::http::media::{self, Offers, Wanted};
 use crate::http::request::{Query, RequestInfo};
 use crate::http::respond;
 use crate::kubernetes;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::node::NodeConnector;
 use crate::rules::new_uid;
 use crate::state::State;
@@ -30,6 +30,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use skiff_api::kinds;
 use skiff_api::status::Status;
 use skiff_store::Store;
 use std::convert::Infallible;
@@ -45,6 +46,14 @@ use tokio_util::task::TaskTracker;
 const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// How long a client may take over its TLS handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long a client may take until its first request has come, and for the head of each later one.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(30);
+/// What the head of a request may fill over HTTP/1; HTTP/2 has 16 KiB.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// How long a client may take over the body of a request.
+const BODY_MAX: Duration = Duration::from_secs(60);
+/// TLS handshakes under way at once; who comes while so many are is turned away.
+const HANDSHAKES_MAX: usize = 4096;
 /// How long running requests may go on when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Requests at the same time on one connection: an agent's logs, execs and forwarded ports come on a few.
@@ -128,6 +137,7 @@ impl ApiServer {
         let address = listener.local_addr()?.to_string();
         let acceptor = tls.map(TlsAcceptor::from);
         let connections = TaskTracker::new();
+        let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -144,12 +154,19 @@ impl ApiServer {
             let _ = stream.set_nodelay(true);
             let (server, acceptor, address, shutdown) =
                 (self.clone(), acceptor.clone(), address.clone(), shutdown.clone());
+            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                tracing::warn!("{HANDSHAKES_MAX} TLS handshakes are under way; a connection was turned away");
+                continue;
+            };
             connections.spawn(async move {
                 let Some(acceptor) = acceptor else {
+                    drop(permit);
                     server.connection(stream, None, address, shutdown).await;
                     return;
                 };
-                match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+                let accepted = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
+                drop(permit);
+                match accepted {
                     Ok(Ok(stream)) => {
                         let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
                         let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
@@ -175,7 +192,9 @@ impl ApiServer {
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         let user = peer.as_ref().and_then(|p| user_of_certificate(&p.der));
+        let asked = std::sync::atomic::AtomicBool::new(false);
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+            asked.store(true, Ordering::Relaxed);
             let mut request = request.map(Body::new);
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(peer.clone());
@@ -191,11 +210,26 @@ impl ApiServer {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .timer(hyper_util::rt::TokioTimer::new());
-        builder.http1().timer(hyper_util::rt::TokioTimer::new());
+        builder
+            .http1()
+            .timer(hyper_util::rt::TokioTimer::new())
+            .header_read_timeout(Some(FIRST_REQUEST_MAX))
+            .max_buf_size(HEADERS_BYTES_MAX);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        // A connection over which nothing was asked yet may not wait for ever: neither version's time-outs have begun then.
+        let silent = async {
+            tokio::time::sleep(FIRST_REQUEST_MAX).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = silent => {
+                tracing::debug!("a connection asked nothing in time");
+                return;
+            }
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -246,8 +280,8 @@ impl ApiServer {
         if head {
             *response.body_mut() = Body::empty();
         }
-        let resource = if info.is_resource { info.resource.as_str() } else { "" };
-        self.state.metrics.end(&info.verb, resource, response.status().as_u16(), began.elapsed());
+        let (verb, resource) = metrics::labels(&info);
+        self.state.metrics.end(verb, &resource, response.status().as_u16(), began.elapsed());
         response
     }
 
@@ -280,8 +314,10 @@ impl ApiServer {
             return sub::connect::handle(state, call, &mut parts).await;
         }
         // The form of the answer is settled before anything is done.
-        let mut wanted =
-            media::negotiate(&accept, Offers::Objects).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
+        let answered_only = info.verb == "create"
+            && kinds::by_resource(&info.group, &info.version, &info.resource).is_some_and(|kind| !kind.is_stored());
+        let offers = if answered_only { Offers::PlainOnly } else { Offers::Objects };
+        let mut wanted = media::negotiate(&accept, offers).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
         wanted.pretty |= query.flag("pretty");
         let include = query.text("includeObject").to_string();
         let body = read_body(body, media::essence(&content_type)).await?;
@@ -307,7 +343,10 @@ fn manager_of(agent: &str) -> String {
 }
 
 async fn read_body(body: Body, media: &str) -> Result<CallBody, Status> {
-    let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let reading = tokio::time::timeout(BODY_MAX, Limited::new(body, BODY_BYTES_MAX).collect());
+    let Ok(collected) = reading.await else {
+        return Err(Status::timeout("reading the body took too long: send it at once", 1));
+    };
     let bytes: Bytes = match collected {
         Ok(collected) => collected.to_bytes(),
         Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {

@@ -129,9 +129,18 @@ pub fn status(status: &Status, wanted: Wanted) -> Response {
 }
 
 /// Puts the warnings in `Warning` headers (RFC 7234 section 5.5, code 299).
+/// What the warnings of one answer may fill.
+const WARNINGS_BYTES_MAX: usize = 4096;
+
 pub fn add_warnings(response: &mut Response, warnings: &[String]) {
     let name = HeaderName::from_static("warning");
+    // As upstream: beyond 4 KiB in all, each is cut to 256 characters; beyond that, the rest is left out.
+    let long = warnings.iter().map(String::len).sum::<usize>() > WARNINGS_BYTES_MAX;
+    let mut left = WARNINGS_BYTES_MAX;
     for text in warnings {
+        let text: String = if long { text.chars().take(256).collect() } else { text.clone() };
+        let Some(after) = left.checked_sub(text.len()) else { break };
+        left = after;
         let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
         let clean: String = escaped.chars().filter(|c| !c.is_control()).collect();
         if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{clean}\"").as_bytes()) {

@@ -5,6 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// Where a list goes on.
@@ -14,12 +15,22 @@ pub struct ContinueToken {
     pub revision: Option<u64>,
     /// The first key that is not yet read, below the prefix of the list.
     pub start: String,
+    /// When the first piece was read, in seconds since 1970; 0 for a token that has no age.
+    pub since: i64,
 }
 
+/// How long a list may be read at its first revision; the reference server compacts as often.
+const AGE_MAX_SECONDS: i64 = 5 * 60;
+
 impl ContinueToken {
+    /// Whether the list must go on at the latest state, though its revision may still be there.
+    pub fn is_old(&self, now: Timestamp) -> bool {
+        self.revision.is_some() && now.as_second().saturating_sub(self.since) > AGE_MAX_SECONDS
+    }
+
     pub fn encode(&self) -> String {
         let revision = self.revision.map_or(-1, |r| r as i64);
-        B64.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": self.start}).to_string())
+        B64.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": self.start, "since": self.since}).to_string())
     }
 
     /// The error is what the client is told.
@@ -38,7 +49,9 @@ impl ContinueToken {
         if start.is_empty() || start.starts_with('/') || start.split('/').any(|p| p == "..") {
             return Err(invalid("encoded start key empty or not relative".into()));
         }
-        Ok(ContinueToken { revision: u64::try_from(revision).ok(), start })
+        // A token of a server that knew no ages gets one now.
+        let since = value.get("since").and_then(Value::as_i64).unwrap_or_else(|| Timestamp::now().as_second());
+        Ok(ContinueToken { revision: u64::try_from(revision).ok(), start, since })
     }
 }
 
@@ -65,9 +78,13 @@ mod tests {
 
     #[test]
     fn round_trip_and_refusals() {
-        let token = ContinueToken { revision: Some(7), start: "ns/a\0".into() };
+        let token = ContinueToken { revision: Some(7), start: "ns/a\0".into(), since: 100 };
+        for (now, expect) in [(99, false), (400, false), (401, true)] {
+            assert_eq!(token.is_old(Timestamp::from_second(now).unwrap()), expect, "{now}");
+        }
         assert_eq!(ContinueToken::decode(&token.encode()), Ok(token));
-        let late = ContinueToken { revision: None, start: "a\0".into() };
+        let late = ContinueToken { revision: None, start: "a\0".into(), since: 0 };
+        assert!(!late.is_old(Timestamp::from_second(1_000_000).unwrap()));
         assert_eq!(ContinueToken::decode(&late.encode()), Ok(late));
         let problem = ContinueToken::decode("abc").unwrap_err();
         let expect =

@@ -45,7 +45,8 @@ pub fn check_namespace(call: &Call, object: &mut Value) -> Result<(), Status> {
     if call.kind.namespaced && wanted.is_empty() {
         return Err(Status::bad_request("an empty namespace may not be set during creation"));
     }
-    if !given.is_empty() && given != wanted {
+    // What has no namespace is taken without the one that its file gives it.
+    if call.kind.namespaced && !given.is_empty() && given != wanted {
         return Err(Status::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
@@ -90,12 +91,13 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
         }
         let mut admission = Admission { state, call, operation: Operation::Create, old: None };
         admission.validate(&object).await?;
-        if !given_version.is_empty() && given_version != "0" {
-            return Err(Status::generic("resourceVersion should not be set on objects to be created"));
-        }
         let name = meta::name(&object).to_string();
         let claims = services::claim(state, &kind, &mut object, None).await?;
         let also = admission::quota::charge(state, call, &object, None).await?;
+        let subresource = call.info.subresource.clone();
+        for warning in skiff_api::warnings::idle::of_write(&kind, &subresource, &object) {
+            call.warn(warning);
+        }
         for warning in skiff_api::warnings::of(&kind, &object, None) {
             call.warn(warning);
         }
@@ -106,6 +108,9 @@ pub async fn insert(state: &State, call: &mut Call, mut object: Value, track: bo
                 return Err(exists(call, &name, &existing));
             }
             return Ok(Answer::Object { code: 201, kind, object: Stored { bytes, revision: 0 } });
+        }
+        if !given_version.is_empty() && given_version != "0" {
+            return Err(Status::generic("resourceVersion should not be set on objects to be created"));
         }
         let attempts_max = if also.is_empty() { ATTEMPTS_MAX } else { QUOTA_ATTEMPTS_MAX };
         let write = Write {

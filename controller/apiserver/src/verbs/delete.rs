@@ -10,7 +10,7 @@ use crate::storage::keys;
 use crate::verbs::commit::{Committed, Write, commit};
 use crate::verbs::options::{dry_run_errors, refuse};
 use crate::verbs::read;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
@@ -157,8 +157,8 @@ fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp) ->
         grace = if options.grace_seconds.is_some() { grace.min(old) } else { old };
     }
     let until = |grace: i64| match meta::deletion_timestamp(object).zip(old_grace) {
-        Some((at, old)) => at - SignedDuration::from_secs(old) + SignedDuration::from_secs(grace),
-        None => now + SignedDuration::from_secs(grace),
+        Some((at, old)) => meta::seconds_after(meta::seconds_after(at, old.saturating_neg()), grace),
+        None => meta::seconds_after(now, grace),
     };
     if grace == 0 && finalizers.is_empty() && (marked || !kind.is("", "Pod")) {
         let mut last = object.clone();
@@ -324,6 +324,37 @@ pub fn options_body(options: &DeleteOptions) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_period_can_be_planned() {
+        let kind = skiff_api::kinds::by_kind("", "v1", "Pod").unwrap();
+        let now: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        for own in [0, 1, -1, i64::MAX, i64::MIN] {
+            for asked in [None, Some(0), Some(1), Some(-1), Some(i64::MAX), Some(i64::MIN)] {
+                let mut pod = json!({"metadata": {"name": "p", "generation": 1}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": own}});
+                let options = DeleteOptions { grace_seconds: asked, ..Default::default() };
+                // Deleted, and deleted again in every way.
+                for again in [None, Some(0), Some(5), Some(i64::MAX)] {
+                    if let Step::Mark(marked) = plan(&kind, &pod, &options, now) {
+                        assert!(meta::deletion_timestamp(&marked).is_some(), "{own} {asked:?}");
+                        pod = marked;
+                    }
+                    let again = DeleteOptions { grace_seconds: again, ..Default::default() };
+                    let _ = plan(&kind, &pod, &again, now);
+                }
+            }
+        }
+        // What others stored does not matter either.
+        for (at, grace) in [
+            ("9999-12-30T22:00:00Z", i64::MIN),
+            ("-009999-01-02T01:59:59Z", i64::MAX),
+            ("2026-01-01T00:00:00Z", i64::MAX),
+        ] {
+            let metadata = json!({"name": "p", "deletionTimestamp": at, "deletionGracePeriodSeconds": grace});
+            let pod = json!({"metadata": metadata, "spec": {"nodeName": "n"}});
+            let _ = plan(&kind, &pod, &DeleteOptions { grace_seconds: Some(3), ..Default::default() }, now);
+        }
+    }
 
     #[test]
     fn a_deletion_is_planned() {

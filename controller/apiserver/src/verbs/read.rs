@@ -6,6 +6,7 @@ use crate::storage::continue_token::ContinueToken;
 use crate::storage::encode::Stored;
 use crate::storage::keys;
 use crate::verbs::selection::Selection;
+use jiff::Timestamp;
 use serde_json::json;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
@@ -159,6 +160,11 @@ async fn read_list(
         Some(token) => KeyRange { start: format!("{prefix}{}", token.start).into(), end: keys::range(&prefix).end },
         None => whole.clone(),
     };
+    if token.as_ref().is_some_and(|token| token.is_old(Timestamp::now())) {
+        return Err(too_old(token.as_ref(), &prefix, &range));
+    }
+    let since = token.as_ref().filter(|token| token.revision.is_some());
+    let since = since.map_or_else(|| Timestamp::now().as_second(), |token| token.since);
     let mut items: Vec<Stored> = Vec::new();
     let mut at = revision;
     loop {
@@ -195,7 +201,7 @@ async fn read_list(
         match last_taken {
             Some(index) => {
                 let left = response.count - index - 1;
-                let (next, remaining) = page_end(&response, index, left, &prefix, at, selection);
+                let (next, remaining) = page_end(&response, index, left, &prefix, (at, since), selection);
                 return Ok(List { kind: call.kind.clone(), items, revision: at, continue_token: next, remaining });
             }
             None if response.more => {
@@ -221,7 +227,7 @@ fn page_end(
     index: usize,
     left: usize,
     prefix: &str,
-    at: Revision,
+    (at, since): (Revision, i64),
     selection: &Selection,
 ) -> (String, Option<usize>) {
     if left == 0 {
@@ -229,7 +235,7 @@ fn page_end(
     }
     let key = after(&response.kvs[index]);
     let start = String::from_utf8_lossy(key.strip_prefix(prefix.as_bytes()).unwrap_or(&key)).into_owned();
-    let token = ContinueToken { revision: Some(at), start }.encode();
+    let token = ContinueToken { revision: Some(at), start, since }.encode();
     (token, selection.is_everything().then_some(left))
 }
 
@@ -252,6 +258,6 @@ fn too_old(token: Option<&ContinueToken>, prefix: &str, range: &KeyRange) -> Sta
     );
     let start =
         String::from_utf8_lossy(range.start.strip_prefix(prefix.as_bytes()).unwrap_or(&range.start)).into_owned();
-    status.metadata.insert("continue".into(), json!(ContinueToken { revision: None, start }.encode()));
+    status.metadata.insert("continue".into(), json!(ContinueToken { revision: None, start, since: 0 }.encode()));
     status
 }

@@ -203,6 +203,9 @@ async fn attempt_change(
     admission.validate(&new).await?;
     let claims = services::claim(state, &kind, &mut new, Some(old)).await?;
     let also = quota::charge(state, call, &new, Some(old)).await?;
+    for warning in skiff_api::warnings::idle::of_write(&kind, &subresource, &new) {
+        call.warn(warning);
+    }
     for warning in skiff_api::warnings::of(&kind, &new, Some(old)) {
         call.warn(warning);
     }

@@ -22,6 +22,9 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(55);
 /// A watch without a time-out ends somewhere between this and twice this, so that clients spread over servers.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
+/// No watch lasts longer, whatever its client asks for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     Added,
@@ -72,7 +75,8 @@ pub struct WatchStream {
 
 pub async fn watch(state: &State, call: &Call) -> Result<Answer, Status> {
     check_options(call, true)?;
-    let timeout = call.query.integer("timeoutSeconds")?.filter(|s| *s > 0).map(|s| Duration::from_secs(s as u64));
+    let timeout = call.query.integer("timeoutSeconds")?.filter(|s| *s > 0);
+    let timeout = timeout.map(|s| Duration::from_secs(s.unsigned_abs()).min(TIMEOUT_MAX));
     let selection = Selection::parse(call)?;
     let version = parse_version(call.query.text("resourceVersion"))?;
     let wants_initial = call.query.flag("sendInitialEvents");
@@ -125,7 +129,7 @@ pub async fn open(
             ready.push_back(Notice::Bookmark { revision: from, initial_end: true });
         }
     }
-    let watcher = state.store.watch(WatchRequest { range, start_revision: from + 1 }).await;
+    let watcher = state.store.watch(WatchRequest { range, start_revision: from.saturating_add(1) }).await;
     let (watcher, failed) = match watcher {
         Ok(watcher) => (Some(watcher), false),
         Err(error) => {
