@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::node::NodeConnector;
 use crate::rules::new_uid;
 use crate::state::State;
+use crate::stream::body;
 use crate::sub;
 use axum::body::Body;
 use axum::response::Response;
@@ -275,7 +276,11 @@ impl ApiServer {
         let mut call = dispatch::call(asked)?;
         let answer = dispatch::answer(state, &mut call).await;
         warnings.append(&mut call.warnings);
-        respond::answer(answer?, wanted, &include)
+        let answer = respond::answer(answer?, wanted, &include)?;
+        if info.verb == "watch" && body::is_asked(&parts) {
+            return body::in_messages(&mut parts, answer, true).await;
+        }
+        Ok(answer)
     }
 }
 

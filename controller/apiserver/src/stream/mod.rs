@@ -6,8 +6,11 @@
 //!   Upgrade    SPDY/3.1                       spdy                 the byte stream itself
 //! ```
 //!
-//! All of them become frames of a [`crate::node::NodeStream`].
+//! Logs and watches can come in a WebSocket's messages too (`body`).
+//!
+//! All others become frames of a [`crate::node::NodeStream`].
 
+pub mod body;
 mod channels;
 mod forward;
 mod ports;

@@ -19,7 +19,13 @@ use skiff_api::validate::FieldError;
 
 pub async fn handle(state: &State, call: Call, parts: &mut Parts) -> Result<Response, Status> {
     match call.info.subresource.as_str() {
-        "log" => log(state, &call).await,
+        "log" => {
+            let answer = log(state, &call).await?;
+            if stream::body::is_asked(parts) {
+                return stream::body::in_messages(parts, answer, false).await;
+            }
+            Ok(answer)
+        }
         "exec" | "attach" | "portforward" => {
             // However it is asked for, reaching into a container is the right to create such a stream.
             let mut wanted = Attributes::from(&call.info);
