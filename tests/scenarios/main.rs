@@ -16,6 +16,7 @@ mod pods;
 mod refusals;
 mod servers;
 mod streams;
+mod streams_protocols;
 mod verbs;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -65,6 +66,7 @@ fn main() {
         real("streams: files_and_pipes_arrive_whole", streams::copies),
         real("streams: a_fast_log_is_followed_whole", streams::logs),
         real("streams: ports_are_forwarded_both_ways", streams::port_forward),
+        real("streams: websocket_protocols_of_every_age", streams_protocols::all),
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),

@@ -142,7 +142,7 @@ fn digest(mut from: impl Read) -> anyhow::Result<(usize, String)> {
 }
 
 /// The pod that all of this reaches into. It has an echo server and a file.
-fn target(local: &Local) -> anyhow::Result<()> {
+pub fn target(local: &Local) -> anyhow::Result<()> {
     busybox::pod(local, "streams", "nc -ll -p 7000 -e cat & nc -ll -p 7001 -e cat & exec sleep 100000", "")
 }
 
