@@ -4,6 +4,7 @@
 
 mod archives;
 mod bad_input;
+mod busybox;
 mod idle;
 mod images;
 mod kube_client;
@@ -15,6 +16,8 @@ mod nodes;
 mod pods;
 mod refusals;
 mod servers;
+mod streams;
+mod streams_protocols;
 mod verbs;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -41,6 +44,10 @@ fn main() {
     let alone = |name: &str, run: fn() -> anyhow::Result<()>| {
         Trial::test(name, move || run().map_err(failed)).with_ignored_flag(!root)
     };
+    let busybox = root && busybox::is_here();
+    let real = |name: &str, run: Scenario| {
+        Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!busybox)
+    };
     let trials = vec![
         alone("a_newcomer_brings_up_a_cluster_deploys_and_takes_it_down", newcomer::brings_up_deploys_takes_down),
         alone("two_clusters_live_side_by_side_and_one_survives_the_machine", machine::side_by_side_and_restart),
@@ -56,6 +63,13 @@ fn main() {
         alone("without_root_commands_say_so", refusals::without_root),
         with("kube_rs", &SMALL, kube_client::kube_rs),
         with("a_pod_that_a_finalizer_holds_keeps_nobody_busy", &SMALL, nodes::held_by_a_finalizer),
+        real("streams: exec_by_every_client", streams::exec),
+        real("streams: clients_that_go_end_what_they_began", streams::clients_that_go),
+        real("streams: files_and_pipes_arrive_whole", streams::copies),
+        real("streams: a_fast_log_is_followed_whole", streams::logs),
+        real("streams: ports_are_forwarded_both_ways", streams::port_forward),
+        real("streams: websocket_protocols_of_every_age", streams_protocols::all),
+        real("streams: two_hundred_execs_at_once", streams::two_hundred),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
         with("when_most_nodes_are_silent_nothing_is_evicted", &LARGE, nodes::most_are_silent),

@@ -21,8 +21,12 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 /// What is taken from a log instead: so many lines, so many bytes.
 const MESSAGE_LOG_LINES: usize = 80;
 const MESSAGE_LOG_BYTES: usize = 2048;
+/// So many lines of the greatest length, which is what is read of one file to find those bytes.
+const MESSAGE_READ_BYTES_MAX: u64 = 2 << 20;
 /// One read.
 const CHUNK_BYTES: usize = 32 * 1024;
+/// One entry of a log; the runtime cuts lines into parts of 16 KiB, so a longer one is none that it wrote.
+const ENTRY_BYTES_MAX: usize = 64 * 1024;
 /// Chunks on their way to a slow reader.
 const QUEUE_MAX: usize = 8;
 /// A follower looks again after this time even if the kernel is silent, because the container's end is no change of a file.
@@ -83,35 +87,32 @@ impl Reader {
             Some(lines) => tail_start(&files, lines)?,
             None => (0, 0),
         };
-        let mut live = None;
-        for (index, file) in files.iter().enumerate().skip(first) {
-            let mut open = File::open(file)?;
-            if index == first {
-                open.seek(SeekFrom::Start(offset))?;
-            }
-            if !self.pump(&mut open, sender).await? {
-                return Ok(());
-            }
-            live = Some(open);
+        let mut live = match files.get(first) {
+            Some(file) => Some(File::open(file)?),
+            None => None,
+        };
+        if let Some(open) = &mut live {
+            open.seek(SeekFrom::Start(offset))?;
         }
-        while self.range.follow {
-            let ended = !lives();
+        loop {
+            let ended = !self.range.follow || !lives();
             if let Some(open) = &mut live
                 && !self.pump(open, sender).await?
             {
                 return Ok(());
             }
-            let moved = match (&live, fs::metadata(path)) {
-                (Some(open), Ok(now)) => open.metadata()?.ino() != now.ino(),
-                (None, Ok(_)) => true,
-                _ => false,
-            };
-            if moved {
-                live = Some(File::open(path)?);
+            if let Some(next) = successor(path, live.as_ref())? {
+                // Between the look and the rotation something may have been written.
+                if let Some(open) = &mut live
+                    && !self.pump(open, sender).await?
+                {
+                    return Ok(());
+                }
+                live = Some(next);
                 continue;
             }
             if ended {
-                break;
+                return Ok(());
             }
             tokio::select! {
                 () = wait(watcher.as_ref()) => {}
@@ -119,7 +120,6 @@ impl Reader {
                 () = sender.closed() => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// Sends what a file has from here on. False when nobody wants more.
@@ -137,6 +137,9 @@ impl Reader {
                 entry(line, self.since.as_deref(), self.range.timestamps, &mut out);
             }
             self.pending.drain(..whole);
+            if self.pending.len() > ENTRY_BYTES_MAX {
+                return Err(io::Error::other(format!("it holds an entry of more than {ENTRY_BYTES_MAX} bytes")));
+            }
             let left = self.range.limit_bytes.map_or(u64::MAX, |limit| limit - self.sent.min(limit));
             out.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             self.sent += out.len() as u64;
@@ -179,6 +182,26 @@ fn files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// The file that goes on where this one ended, however often the log was rotated meanwhile: the next newer one, or the oldest that is
+/// left when this one is gone. None while this is the newest.
+fn successor(path: &Path, of: Option<&File>) -> io::Result<Option<File>> {
+    let inode = of.map(|file| file.metadata().map(|meta| meta.ino())).transpose()?;
+    // A rotation between the look and the opening moves the names; then it is looked at again.
+    loop {
+        let names = files(path);
+        let inodes: Vec<Option<u64>> =
+            names.iter().map(|name| fs::metadata(name).ok().map(|meta| meta.ino())).collect();
+        let next = inode.and_then(|inode| inodes.iter().position(|have| *have == Some(inode))).map_or(0, |at| at + 1);
+        let Some(name) = names.get(next) else { return Ok(None) };
+        match File::open(name) {
+            Ok(file) if inodes.get(next).copied().flatten() == Some(file.metadata()?.ino()) => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Which file and where in it the last lines begin.
 fn tail_start(files: &[PathBuf], lines: usize) -> io::Result<(usize, u64)> {
     let mut left = lines;
@@ -210,11 +233,9 @@ fn tail_start(files: &[PathBuf], lines: usize) -> io::Result<(usize, u64)> {
     Ok((0, 0))
 }
 
-/// A container's termination message: its file, or the end of a log when that is empty.
+/// A container's termination message: the end of its file, or the end of a log when that is empty.
 pub fn last_words(message: &Path, log: Option<&Path>) -> String {
-    // The container wrote it, and may have written without end.
-    let mut text = Vec::new();
-    let _ = fs::File::open(message).and_then(|file| file.take(MESSAGE_BYTES_MAX as u64).read_to_end(&mut text));
+    let text = end_of(message, MESSAGE_BYTES_MAX as u64).unwrap_or_default();
     if !text.is_empty() {
         return String::from_utf8_lossy(&text).into_owned();
     }
@@ -223,14 +244,25 @@ pub fn last_words(message: &Path, log: Option<&Path>) -> String {
     let Ok((first, offset)) = tail_start(&files, MESSAGE_LOG_LINES) else { return String::new() };
     let mut out = Vec::new();
     for (index, path) in files.iter().enumerate().skip(first) {
-        let bytes = fs::read(path).unwrap_or_default();
-        let from = if index == first { offset as usize } else { 0 };
-        for line in bytes.get(from..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+        let length = fs::metadata(path).map_or(0, |meta| meta.len());
+        let wanted = if index == first { length.saturating_sub(offset) } else { length };
+        let bytes = end_of(path, wanted.min(MESSAGE_READ_BYTES_MAX)).unwrap_or_default();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             entry(line, None, false, &mut out);
         }
     }
     let from = out.len().saturating_sub(MESSAGE_LOG_BYTES);
     String::from_utf8_lossy(&out[from..]).into_owned()
+}
+
+/// The last bytes of a file that a container may write to while it is read.
+fn end_of(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The kernel's word that something in a directory changed (inotify(7)).
@@ -337,6 +369,39 @@ mod tests {
         fs::remove_dir_all(dir).unwrap();
     }
 
+    /// A reader that is slower than the writer: the log is rotated again and again before it reads on.
+    #[tokio::test]
+    async fn following_through_many_rotations() {
+        let dir = directory("many");
+        let path = dir.join("0.log");
+        let line = |text: &str| format!("2026-01-01T00:00:00.000000000Z stdout F {text}\n");
+        fs::write(&path, line("a")).unwrap();
+        let begun = std::time::Instant::now();
+        let lives = move || begun.elapsed() < Duration::from_millis(100);
+        let mut receiver = stream(path.clone(), LogRange { follow: true, ..LogRange::default() }, lives);
+        assert_eq!(&receiver.recv().await.unwrap().unwrap()[..], b"a\n");
+        // On one thread the reader does not run before the next await.
+        for text in ["b", "c", "d"] {
+            for number in (1..4).rev() {
+                let _ = fs::rename(dir.join(format!("0.log.{number}")), dir.join(format!("0.log.{}", number + 1)));
+            }
+            fs::rename(&path, dir.join("0.log.1")).unwrap();
+            fs::write(&path, line(text)).unwrap();
+        }
+        assert_eq!(text(receiver).await, "b\nc\nd\n");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_entry_without_an_end_is_refused() {
+        let dir = directory("endless");
+        let path = dir.join("0.log");
+        fs::write(&path, vec![b'x'; 2 * ENTRY_BYTES_MAX]).unwrap();
+        let mut receiver = stream(path, LogRange::default(), || false);
+        assert!(receiver.recv().await.unwrap().is_err());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
     #[test]
     fn messages() {
         let dir = directory("messages");
@@ -346,6 +411,11 @@ mod tests {
         assert_eq!(last_words(&message, Some(&log)), "boom\n");
         fs::write(&message, "x".repeat(5000)).unwrap();
         assert_eq!(last_words(&message, Some(&log)).len(), MESSAGE_BYTES_MAX);
+        // As long as a container can make it; only the end is read.
+        let large = File::create(&message).unwrap();
+        large.set_len(1 << 40).unwrap();
+        std::os::unix::fs::FileExt::write_at(&large, b"end", (1 << 40) - 3).unwrap();
+        assert!(last_words(&message, None).ends_with("end"));
         fs::remove_dir_all(dir).unwrap();
     }
 }

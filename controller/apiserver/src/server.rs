@@ -20,6 +20,7 @@ use crate::metrics::{self, Metrics};
 use crate::node::NodeConnector;
 use crate::rules::new_uid;
 use crate::state::State;
+use crate::stream::body;
 use crate::sub;
 use axum::body::Body;
 use axum::response::Response;
@@ -325,7 +326,11 @@ impl ApiServer {
         let mut call = dispatch::call(asked)?;
         let answer = dispatch::answer(state, &mut call).await;
         warnings.append(&mut call.warnings);
-        respond::answer(answer?, wanted, &include)
+        let answer = respond::answer(answer?, wanted, &include)?;
+        if info.verb == "watch" && body::is_asked(&parts) {
+            return body::in_messages(&mut parts, answer, true).await;
+        }
+        Ok(answer)
     }
 }
 

@@ -30,19 +30,17 @@ pub enum Upgrade {
 impl Upgrade {
     /// Settles the protocol; each list is in order of preference.
     pub async fn take(parts: &mut Parts, websocket: &[&'static str], spdy: &[&'static str]) -> Result<Self, Status> {
-        let asks = |protocol: &str| {
-            let values = parts.headers.get_all(UPGRADE).iter().filter_map(|v| v.to_str().ok());
-            values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(protocol))
-        };
-        if asks("websocket") {
+        if asks(parts, "websocket") {
             let upgrade = WebSocketUpgrade::from_request_parts(parts, &()).await;
             let upgrade = upgrade.map_err(|e| Status::bad_request(format!("the WebSocket cannot be opened: {e}")))?;
             let asked: Vec<&str> = upgrade.requested_protocols().filter_map(|v| v.to_str().ok()).collect();
+            let asked = if asked.is_empty() { vec![""] } else { asked };
             let protocol = choose(&asked, websocket)?;
-            let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).protocols([protocol]);
+            let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX);
+            let upgrade = if protocol.is_empty() { upgrade } else { upgrade.protocols([protocol]) };
             return Ok(Upgrade::WebSocket(Box::new(upgrade), protocol));
         }
-        if asks("SPDY/3.1") {
+        if asks(parts, "SPDY/3.1") {
             let values = parts.headers.get_all(STREAM_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
             let asked: Vec<&str> = values.flat_map(|v| v.split(',')).map(str::trim).collect();
             let protocol = choose(&asked, spdy)?;
@@ -52,6 +50,12 @@ impl Upgrade {
         }
         Err(Status::bad_request("Upgrade request required"))
     }
+}
+
+/// Whether the client asks for an upgrade to this protocol.
+pub fn asks(parts: &Parts, protocol: &str) -> bool {
+    let values = parts.headers.get_all(UPGRADE).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(protocol))
 }
 
 fn choose(asked: &[&str], known: &[&'static str]) -> Result<&'static str, Status> {

@@ -3,6 +3,7 @@
 use crate::auth::authorize;
 use crate::auth::rbac::Attributes;
 use crate::call::Call;
+use crate::http::request::Query;
 use crate::http::respond;
 use crate::node::{LogOptions, NodeRequest, Target, channel};
 use crate::state::{Fresh, State};
@@ -18,7 +19,13 @@ use skiff_api::validate::FieldError;
 
 pub async fn handle(state: &State, call: Call, parts: &mut Parts) -> Result<Response, Status> {
     match call.info.subresource.as_str() {
-        "log" => log(state, &call).await,
+        "log" => {
+            let answer = log(state, &call).await?;
+            if stream::body::is_asked(parts) {
+                return stream::body::in_messages(parts, answer, false).await;
+            }
+            Ok(answer)
+        }
         "exec" | "attach" | "portforward" => {
             // However it is asked for, reaching into a container is the right to create such a stream.
             let mut wanted = Attributes::from(&call.info);
@@ -82,8 +89,8 @@ pub fn choose_container(call: &Call, pod: &Value) -> Result<String, Status> {
     }
 }
 
-fn log_options(call: &Call) -> Result<LogOptions, Status> {
-    let query = &call.query;
+/// What the query asks of the log of the pod `name`.
+fn range(query: &Query, name: &str) -> Result<LogOptions, Status> {
     let mut errors = Vec::new();
     let mut positive = |key: &str, least: i64| -> Result<Option<i64>, Status> {
         let value = query.integer(key)?;
@@ -96,7 +103,7 @@ fn log_options(call: &Call) -> Result<LogOptions, Status> {
     let tail = positive("tailLines", 0)?;
     let limit = positive("limitBytes", 1)?;
     let since_seconds = positive("sinceSeconds", 1)?;
-    let since_time = query.get("sinceTime").and_then(|t| t.parse::<Timestamp>().ok());
+    let since_time = since_time(query.text("sinceTime"))?;
     if since_seconds.is_some() && query.has("sinceTime") {
         errors.push(FieldError::forbidden("[]", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
@@ -108,9 +115,11 @@ fn log_options(call: &Call) -> Result<LogOptions, Status> {
         errors.push(FieldError::not_supported("stream", stream, &["All", "Stderr", "Stdout"]));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("", "PodLogOptions", call.name(), &errors));
+        return Err(Status::invalid("", "PodLogOptions", name, &errors));
     }
-    let ago = since_seconds.map(|s| Timestamp::now() - SignedDuration::from_secs(s));
+    // Before there was time, everything is newer.
+    let ago = since_seconds
+        .map(|s| Timestamp::now().checked_sub(SignedDuration::from_secs(s)).unwrap_or(Timestamp::UNIX_EPOCH));
     Ok(LogOptions {
         follow: query.flag("follow"),
         previous: query.flag("previous"),
@@ -120,6 +129,17 @@ fn log_options(call: &Call) -> Result<LogOptions, Status> {
         since: since_time.or(ago),
         stream: stream.to_string(),
     })
+}
+
+/// A time in RFC 3339, as metav1.Time is in a query; empty and `null` are none.
+fn since_time(text: &str) -> Result<Option<Timestamp>, Status> {
+    if matches!(text, "" | "null") {
+        return Ok(None);
+    }
+    let layout = "2006-01-02T15:04:05Z07:00";
+    let bad =
+        |_: jiff::Error| format!("parsing time {text:?} as {layout:?}: it is not a time such as 2026-01-02T03:04:05Z");
+    text.parse().map(Some).map_err(|error| Status::bad_request(bad(error)))
 }
 
 /// Whether the container has run, as far as the pod's status tells; a container without a status is the node's to judge.
@@ -146,7 +166,7 @@ fn check_has_log(pod: &Value, container: &str, previous: bool) -> Result<(), Sta
 }
 
 async fn log(state: &State, call: &Call) -> Result<Response, Status> {
-    let options = log_options(call)?;
+    let options = range(&call.query, call.name())?;
     let pod = state.must_read(&call.kind, call.namespace(), call.name(), Fresh::Linearizable).await?.decode();
     let container = choose_container(call, &pod)?;
     let node = meta::str_at(&pod, &["spec", "nodeName"]);
@@ -206,6 +226,30 @@ pub fn target(pod: &Value, container: &str) -> Target {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn any_number_may_be_asked_for() {
+        let check = |query: &str, expect: Result<(), &str>| {
+            let query = crate::http::request::Query::parse(query);
+            let found = range(&query, "p").map(drop).map_err(|status| status.message);
+            match expect {
+                Ok(()) => assert_eq!(found, Ok(()), "{query:?}"),
+                Err(part) => assert!(found.as_ref().is_err_and(|m| m.contains(part)), "{query:?}: {found:?}"),
+            }
+        };
+        for key in ["sinceSeconds", "tailLines", "limitBytes"] {
+            check(&format!("{key}=9223372036854775807"), Ok(()));
+            check(&format!("{key}=9223372036854775808"), Err("value out of range"));
+            check(&format!("{key}=-9223372036854775808"), Err("must be greater than"));
+            check(&format!("{key}=x"), Err("invalid syntax"));
+        }
+        check("tailLines=0", Ok(()));
+        check("sinceSeconds=0", Err("sinceSeconds: Invalid value: 0: must be greater than 0"));
+        check("limitBytes=0", Err("limitBytes: Invalid value: 0: must be greater than 0"));
+        check("sinceTime=0001-01-01T00:00:00Z", Ok(()));
+        check("sinceTime=9999-12-30T00:00:00Z", Ok(()));
+        check("sinceTime=yesterday", Err("parsing time \"yesterday\""));
+    }
 
     #[test]
     fn a_log_needs_a_container_that_ran() {

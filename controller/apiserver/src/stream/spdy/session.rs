@@ -7,6 +7,7 @@ use super::frame::{self, Frame, FrameError, HEAD_BYTES, Head};
 use super::headers::{Deflater, Headers, Inflater};
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,6 +18,8 @@ const QUEUE: usize = 16;
 const PIECE_BYTES_MAX: usize = 32 << 10;
 /// Streams that may be open at the same time on one connection.
 const STREAMS_MAX: usize = 1024;
+/// How long a client may take to close its half when ours is done.
+pub const CLOSE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// RST_STREAM: no room for the stream.
 const REFUSED: u32 = 3;
 /// RST_STREAM: the stream is not wanted any more.
@@ -86,8 +89,11 @@ impl Drop for Sender {
 /// The server's end of a connection. Dropping it ends the connection once the streams' senders are dropped too.
 pub struct Session {
     accepted: mpsc::Receiver<Stream>,
-    _reader: AbortOnDropHandle<()>,
+    /// Ends when the client's half does; what still comes when nobody wants it is thrown away.
+    reader: AbortOnDropHandle<()>,
     writer: tokio::task::JoinHandle<()>,
+    out: mpsc::Sender<Frame>,
+    pings: u32,
 }
 
 impl Session {
@@ -99,13 +105,27 @@ impl Session {
         let (out, frames) = mpsc::channel(QUEUE);
         let (accept, accepted) = mpsc::channel(QUEUE);
         let writer = tokio::spawn(write(writer, frames));
+        // The reader must not keep the writer from its end.
+        let weak = out.downgrade();
         let reader = tokio::spawn(async move {
-            let mut side = Reader { reader, accept, out, streams: HashMap::new(), inflater: Inflater::default() };
+            let mut side = Reader { reader, accept, out: weak, streams: HashMap::new(), inflater: Inflater::default() };
             if let Err(error) = side.run().await {
                 tracing::debug!(%error, "a SPDY connection ended");
             }
         });
-        Session { accepted, _reader: AbortOnDropHandle::new(reader), writer }
+        Session { accepted, reader: AbortOnDropHandle::new(reader), writer, out, pings: 0 }
+    }
+
+    /// Asks the client for a sign of life. The answer does not matter: to a client that is gone nothing can be written, which
+    /// ends the connection also while a full stream keeps us from reading that it went. A full queue is sign enough that we write.
+    pub fn ping(&mut self) {
+        self.pings = self.pings.wrapping_add(2);
+        let _ = self.out.try_send(Frame::Ping { id: self.pings });
+    }
+
+    /// The connection cannot be written to any more.
+    pub fn is_broken(&self) -> bool {
+        self.writer.is_finished()
     }
 
     /// The next stream that the client opens; None when the connection is over. Cancel safe.
@@ -113,18 +133,20 @@ impl Session {
         self.accepted.recv().await
     }
 
-    /// Reads no more, and waits until everything that was given has been written. Call it when all senders are done.
+    /// Waits until everything that was given has been written and the client has closed its half, so that nothing is lost to a
+    /// reset. Call it when all streams are done; what the client still sends is dropped.
     pub async fn close(self) {
-        let Session { accepted, _reader, writer } = self;
-        drop((accepted, _reader));
+        let Session { accepted, reader, writer, out, .. } = self;
+        drop((accepted, out));
         let _ = writer.await;
+        let _ = tokio::time::timeout(CLOSE_WAIT_MAX, reader).await;
     }
 }
 
 struct Reader<R> {
     reader: R,
     accept: mpsc::Sender<Stream>,
-    out: mpsc::Sender<Frame>,
+    out: mpsc::WeakSender<Frame>,
     streams: HashMap<u32, mpsc::Sender<Incoming>>,
     inflater: Inflater,
 }
@@ -176,24 +198,28 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Ok(())
             }
             // The client counts in odd numbers; an even one would be the answer to a ping of ours.
-            Frame::Ping { id } if id % 2 == 1 => self.out.send(Frame::Ping { id }).await.map_err(|_| ReadError::Closed),
+            Frame::Ping { id } if id % 2 == 1 => match self.out.upgrade() {
+                Some(out) => out.send(Frame::Ping { id }).await.map_err(|_| ReadError::Closed),
+                None => Ok(()),
+            },
             _ => Ok(()),
         }
     }
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> Result<(), ReadError> {
         self.streams.retain(|_, queue| !queue.is_closed());
+        let out = self.out.upgrade().ok_or(ReadError::Closed)?;
         if self.streams.len() >= STREAMS_MAX {
             let refusal = Frame::Reset { stream, status: REFUSED };
-            return self.out.send(refusal).await.map_err(|_| ReadError::Closed);
+            return out.send(refusal).await.map_err(|_| ReadError::Closed);
         }
         let reply = Frame::SynReply { stream, headers: Headers::new() };
-        self.out.send(reply).await.map_err(|_| ReadError::Closed)?;
+        out.send(reply).await.map_err(|_| ReadError::Closed)?;
         let (queue, receive) = mpsc::channel(QUEUE);
         if !fin {
             self.streams.insert(stream, queue);
         }
-        let send = Sender { stream, out: self.out.clone(), open: true };
+        let send = Sender { stream, out, open: true };
         self.accept.send(Stream { headers, receive, send }).await.map_err(|_| ReadError::Closed)
     }
 }
