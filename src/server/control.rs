@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use skiff_api::kinds;
 use skiff_api::view::{Change, Key, Resource};
-use skiff_apiserver::{ApiServer, PatchType, UserInfo};
+use skiff_apiserver::{ApiServer, Client, PatchType, UserInfo};
 use skiff_fleet::{Beats, SharedView};
 use skiff_reconcile::{CONTROLLERS, Liveness, Settings};
 use skiff_store::Leadership;
@@ -95,15 +95,16 @@ fn decide(tasks: &mut JoinSet<()>, shared: &Leading) {
     }
 }
 
-/// The user that writes for a part of the control plane.
-pub fn client(leading: &Leading, name: &str) -> skiff_apiserver::Client {
-    let user = UserInfo::new(format!("system:{name}"), ["system:masters", "system:authenticated"]);
+/// The API as a controller's service account has it, for writes that end with this term.
+pub fn client(leading: &Leading, account: &str) -> Client {
+    let user = UserInfo::service_account("kube-system", account, "");
     leading.api.client(user).with_manager("kube-controller-manager").fenced(leading.term)
 }
 
 /// Writes the leader's name where people and programs look for it. Only for reading: who leads is the store's to say.
 async fn say_who_leads(name: String, leading: Leading) {
-    let client = client(&leading, "skiff-leader");
+    // The server's own word, no controller's.
+    let client = leading.api.client(UserInfo::apiserver()).with_manager("skiff-server").fenced(leading.term);
     let Some(leases) = kinds::by_resource("coordination.k8s.io", "v1", "leases") else { return };
     let now = skiff_api::meta::format_micro_time(Timestamp::now());
     let spec = json!({"holderIdentity": name, "leaseDurationSeconds": 1, "acquireTime": now, "renewTime": now,

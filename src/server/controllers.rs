@@ -12,7 +12,7 @@ use skiff_api::kinds;
 use skiff_api::status::Status;
 use skiff_api::view::{Key, Resource};
 use skiff_apiserver::{Client, DeleteOptions, PatchType};
-use skiff_reconcile::{Action, Context, Controller, EventNote, Plan};
+use skiff_reconcile::{Action, Context, Controller, EventNote, Plan, account};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +77,6 @@ impl Queue {
 
 /// Runs one controller while this server leads.
 pub async fn run(controller: Controller, leading: Leading) {
-    let client = client(&leading, controller.name);
     let mut news = leading.changes.subscribe();
     let mut revision = leading.view.revision.clone();
     // The first view: nothing is decided from an empty one.
@@ -92,7 +91,7 @@ pub async fn run(controller: Controller, leading: Leading) {
             enqueue(&controller, &leading, &mut queue, more);
         }
         if let Some(key) = queue.pop(Timestamp::now()) {
-            work(&controller, &leading, &client, &mut queue, key).await;
+            work(&controller, &leading, &mut queue, key).await;
             continue;
         }
         let due = queue.next_due().map_or(RESYNC, |at| {
@@ -135,7 +134,7 @@ fn enqueue(controller: &Controller, leading: &Leading, queue: &mut Queue, change
     }
 }
 
-async fn work(controller: &Controller, leading: &Leading, client: &Client, queue: &mut Queue, key: Key) {
+async fn work(controller: &Controller, leading: &Leading, queue: &mut Queue, key: Key) {
     let liveness = leading.liveness.borrow().clone();
     let planned = supervise::caught(controller.name, &key, || {
         let view = leading.view.read();
@@ -155,7 +154,7 @@ async fn work(controller: &Controller, leading: &Leading, client: &Client, queue
     for part in actions.chunks(WRITES_AT_ONCE) {
         let writes = part
             .iter()
-            .map(|action| supervise::caught_async(controller.name, &key, act(client, action, controller.name)));
+            .map(|action| supervise::caught_async(controller.name, &key, act(leading, action, controller.name)));
         for result in futures_util::future::join_all(writes).await {
             let result = result.unwrap_or_else(|panic| Err(Status::internal_error(panic.0)));
             failed = result.err().or(failed);
@@ -164,11 +163,19 @@ async fn work(controller: &Controller, leading: &Leading, client: &Client, queue
     match failed {
         None => drop(queue.failures.remove(&key)),
         Some(status) => {
-            tracing::debug!(controller = controller.name, %key, "a write failed, planning again: {}", status.message);
+            match status.reason.as_str() {
+                // Its account's role does not cover what it does.
+                "Forbidden" => {
+                    tracing::warn!(controller = controller.name, %key, "a write was refused: {}", status.message)
+                }
+                _ => {
+                    tracing::debug!(controller = controller.name, %key, "a write failed, planning again: {}", status.message)
+                }
+            }
             queue.failed(key);
         }
     }
-    let written = client.revision();
+    let written = leading.api.store().revision();
     let mut revision = leading.view.revision.clone();
     let _ = tokio::time::timeout(Duration::from_secs(5), revision.wait_for(|r| *r >= written)).await;
 }
@@ -179,7 +186,8 @@ fn kind(resource: &Resource) -> Result<Arc<kinds::Kind>, Status> {
 }
 
 /// Carries out one action. What is done already counts as done; a conflict is a failure, because the plan was made from an older state.
-async fn act(client: &Client, action: &Action, source: &str) -> Result<(), Status> {
+async fn act(leading: &Leading, action: &Action, source: &str) -> Result<(), Status> {
+    let client = &client(leading, account(source, action));
     let namespace_of = |object: &Value| object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
     let result = match action {
         Action::Create { resource, object, announce } => {

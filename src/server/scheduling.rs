@@ -1,13 +1,13 @@
 //! Carries out the scheduler's decisions: binds pods, and says of those that fit nowhere why.
 
-use super::control::{Leading, client};
+use super::control::Leading;
 use super::controllers::record;
 use rand::RngExt as _;
 use serde_json::json;
 use skiff_api::kinds;
 use skiff_api::status::Status;
 use skiff_api::view::{Key, Resource};
-use skiff_apiserver::{Client, PatchType};
+use skiff_apiserver::{Client, PatchType, UserInfo};
 use skiff_reconcile::EventNote;
 use skiff_scheduler::{Decision, Scheduler, is_waiting};
 use std::collections::BTreeMap;
@@ -20,7 +20,8 @@ const BINDS_AT_ONCE: usize = 64;
 
 /// Runs while this server leads.
 pub async fn run(leading: Leading) {
-    let client = client(&leading, "kube-scheduler").with_manager("kube-scheduler");
+    let user = UserInfo::system("system:kube-scheduler");
+    let client = leading.api.client(user).with_manager("kube-scheduler").fenced(leading.term);
     let mut news = leading.changes.subscribe();
     let mut revision = leading.view.revision.clone();
     if revision.wait_for(|r| *r > 0).await.is_err() {

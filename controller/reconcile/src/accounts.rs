@@ -1,7 +1,7 @@
 //! What every namespace has from the start: the ServiceAccount `default`, and the cluster's CA for the pods to trust.
 
 use crate::Controller;
-use crate::action::{Action, Context, Plan};
+use crate::action::{Action, Context, Plan, value};
 use serde_json::json;
 use skiff_api::view::{Change, Key, Resource, View};
 
@@ -45,7 +45,9 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
             plan.push(Action::Create { resource: maps, object, announce: None });
         }
         Some(map) if map.data.as_ref().and_then(|d| d.get("ca.crt")) != Some(&c.settings.ca) => {
-            plan.push(Action::Patch { resource: maps, key: map_key, subresource: None, patch: json!({"data": data}) });
+            let mut object = value(&**map);
+            object["data"] = data;
+            plan.push(Action::Update { resource: maps, object, subresource: None });
         }
         Some(_) => {}
     }

@@ -20,6 +20,7 @@
 //! | `events` | forgets old events |
 //! | `tokens` | removes join tokens whose time is over |
 
+mod account;
 mod accounts;
 mod action;
 mod clock;
@@ -37,6 +38,7 @@ mod replicaset;
 mod roles;
 mod tokens;
 
+pub use account::account;
 pub use action::{Action, Context, EventNote, Liveness, NodeLiveness, Plan, Settings};
 
 use skiff_api::view::{Change, Key, View};

@@ -1,7 +1,7 @@
 //! A Deployment's status: the counts, whether it is available, and how its rollout goes.
 
 use super::rolling::max_unavailable;
-use super::{Family, replicas};
+use super::{Family, REVISION, replicas};
 use crate::action::{Action, Context, Plan, time, value};
 use crate::clock::after;
 use jiff::SignedDuration;
@@ -70,8 +70,13 @@ pub fn status(c: &Context<'_>, family: &Family<'_>, plan: &mut Plan) {
         let message = "Deployment does not have minimum availability.".into();
         set(conditions, c, ("Available", "False", "MinimumReplicasUnavailable", message));
     }
-    if new != old {
-        let object = Deployment { status: Some(new), ..family.deployment.clone() };
+    // The revision is written with the status: nobody asked for it, so it is no new generation.
+    let mut metadata = family.deployment.metadata.clone();
+    if let Some(shown) = family.shown {
+        metadata.annotations.get_or_insert_default().insert(REVISION.into(), shown.to_string());
+    }
+    if new != old || metadata != family.deployment.metadata {
+        let object = Deployment { status: Some(new), metadata, ..family.deployment.clone() };
         plan.push(Action::Update { resource: super::resource(), object: value(&object), subresource: Some("status") });
     }
 }

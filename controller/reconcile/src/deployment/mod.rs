@@ -60,6 +60,8 @@ pub(crate) struct Family<'a> {
     pub new: Option<Arc<ReplicaSet>>,
     /// Oldest first.
     pub old: Vec<Arc<ReplicaSet>>,
+    /// The revision that the Deployment should show: that of its newest ReplicaSet.
+    pub shown: Option<i64>,
 }
 
 impl Family<'_> {
@@ -120,7 +122,7 @@ fn gather<'a>(view: &View, deployment: &'a Deployment, spec: &'a DeploymentSpec,
     // Of several that fit (two controllers once disagreed), the oldest: deterministic, and the one with pods.
     let new = sets.iter().find(|s| sets::same_template(spec, s)).cloned();
     let old = sets.into_iter().filter(|s| new.as_ref().is_none_or(|n| n.metadata.uid != s.metadata.uid)).collect();
-    Family { deployment, spec, new, old }
+    Family { deployment, spec, new, old, shown: None }
 }
 
 /// Recreate: all old pods go first, to the last, then the new ones come.

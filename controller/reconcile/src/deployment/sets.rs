@@ -94,25 +94,11 @@ pub fn revise(family: &mut Family<'_>, may_create: bool, plan: &mut Plan) {
             plan.push(Action::Update { resource: replicaset::resource(), object: value(&changed), subresource: None });
             family.new = Some(Arc::new(changed));
         }
-        show_revision(family, shown, plan);
+        family.shown = Some(shown);
         return;
     }
     if may_create {
         create(family, next, plan);
-    }
-}
-
-/// The Deployment shows the revision of its newest ReplicaSet. It is written with the status: nobody asked for it, so it is no
-/// new generation.
-fn show_revision(family: &Family<'_>, shown: i64, plan: &mut Plan) {
-    let meta = &family.deployment.metadata;
-    if revision(meta) != shown {
-        plan.push(Action::Patch {
-            resource: super::resource(),
-            key: Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()),
-            subresource: Some("status"),
-            patch: serde_json::json!({"metadata": {"annotations": {REVISION: shown.to_string()}}}),
-        });
     }
 }
 
@@ -159,7 +145,7 @@ fn create(family: &mut Family<'_>, next: i64, plan: &mut Plan) {
         let message = format!("Scaled up replica set {name}-{hash} from 0 to {made}");
         plan.push(event(deployment, "ScalingReplicaSet", message));
     }
-    show_revision(family, next, plan);
+    family.shown = Some(next);
 }
 
 /// Ten characters that name a template. `collisions` gives another name where one is taken.
