@@ -1,11 +1,12 @@
-//! Join tokens are Secrets with an end; this removes those whose end has come. They count as expired before that already: this only keeps the store tidy, and a
-//! secret that is of no use from lying about.
+//! Join tokens are Secrets with an end; this removes those whose end has come some time ago. They count as expired before that already: this only keeps the
+//! store tidy. For a while they stay, so that who shows one hears that it has expired, and not that nobody knows it.
 //!
 //! Source of the form: Kubernetes documentation, "Authenticating with Bootstrap Tokens".
 
 use crate::Controller;
 use crate::action::{Action, Context, Plan};
-use jiff::Timestamp;
+use crate::clock::after;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use skiff_api::view::{Change, Key, Resource, View};
 
@@ -13,6 +14,8 @@ pub(crate) const CONTROLLER: Controller = Controller { name: "tokens", keys, all
 
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAMESPACE: &str = "kube-system";
+/// How long an expired token is remembered.
+const KEPT: SignedDuration = SignedDuration::from_hours(1);
 
 fn is_token(secret: &Secret) -> bool {
     secret.type_.as_deref() == Some(TYPE)
@@ -35,8 +38,9 @@ fn plan(c: &Context<'_>, key: &Key) -> Plan {
     let Some(end) = std::str::from_utf8(&end.0).ok().and_then(|text| text.parse::<Timestamp>().ok()) else {
         return plan;
     };
-    if c.now < end {
-        plan.again(end);
+    let goes = after(end, KEPT);
+    if c.now < goes {
+        plan.again(goes);
         return plan;
     }
     plan.push(Action::Delete {
@@ -78,11 +82,12 @@ mod tests {
             let deletes = plan.actions.iter().any(|a| matches!(a, Action::Delete { .. }));
             assert_eq!((deletes, plan.again_at.is_some()), (deleted, again), "{kind} {end:?}");
         };
-        check(TYPE, Some("2025-12-31T23:59:59Z"), true, false);
-        check(TYPE, Some("2026-01-01T00:00:00Z"), true, false);
+        check(TYPE, Some("2025-12-31T22:59:59Z"), true, false);
+        check(TYPE, Some("2025-12-31T23:00:00Z"), true, false);
+        check(TYPE, Some("2025-12-31T23:00:01Z"), false, true);
         check(TYPE, Some("2026-01-01T00:00:01Z"), false, true);
         check(TYPE, None, false, false);
         check(TYPE, Some("soon"), false, false);
-        check("Opaque", Some("2025-12-31T23:59:59Z"), false, false);
+        check("Opaque", Some("2025-12-31T00:00:00Z"), false, false);
     }
 }
