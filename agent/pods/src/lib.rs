@@ -20,6 +20,7 @@ mod actor;
 mod admit;
 mod atomic;
 mod backoff;
+mod caught;
 mod check;
 mod context;
 mod desired;

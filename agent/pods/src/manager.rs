@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use skiff_runtime::Pod as RuntimePod;
@@ -12,10 +13,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::actor::{Actor, Input};
+use crate::caught::caught;
 use crate::context::{Context, PodsConfig, PodsDeps};
 use crate::desired::{Desired, Key, Report};
 use crate::record::Record;
-use crate::translate::identity;
+use crate::translate::{PodPaths, identity};
 use crate::visible::Directory;
 
 /// The pods of this node. Dropping it leaves them running.
@@ -41,6 +43,7 @@ impl Pods {
             pods: BTreeMap::new(),
             over: BTreeSet::new(),
             tasks: JoinSet::new(),
+            setbacks: BTreeMap::new(),
         };
         manager.recover().await?;
         let task = tokio::spawn(manager.run());
@@ -95,8 +98,24 @@ struct Manager {
     /// Pods of the level that have left nothing here any more. Their objects may stay for long (a finalizer holds them);
     /// a task for one would find nothing to do, end, and be started again without a pause.
     over: BTreeSet<String>,
-    tasks: JoinSet<String>,
+    tasks: JoinSet<(String, Ended)>,
+    /// How often a pod's task has panicked.
+    setbacks: BTreeMap<String, u32>,
 }
+
+/// How a pod's task came to its end.
+enum Ended {
+    /// The pod has left nothing here any more.
+    Over,
+    /// A bug, and what it said. The pod itself goes on.
+    Panicked(String),
+    /// A pod whose task panicked has been set aside for long enough.
+    SetAside,
+}
+
+/// A pod whose task panicked gets another one after this, and after twice as long each further time.
+const SET_ASIDE_MIN: Duration = Duration::from_secs(1);
+const SET_ASIDE_MAX: Duration = Duration::from_secs(300);
 
 impl Manager {
     async fn recover(&mut self) -> anyhow::Result<()> {
@@ -133,9 +152,47 @@ impl Manager {
 
     fn spawn(&mut self, uid: String, actor: Actor) {
         self.tasks.spawn(async move {
-            actor.run().await;
-            uid
+            let ended = caught("pod", &uid, actor.run()).await;
+            let ended = ended.map_or_else(Ended::Panicked, |()| Ended::Over);
+            (uid, ended)
         });
+    }
+
+    /// What a pod's task leaves when it ends.
+    async fn settle(&mut self, uid: String, ended: Ended) {
+        match ended {
+            Ended::Over => {
+                self.pods.remove(&uid);
+                self.setbacks.remove(&uid);
+                self.over.insert(uid);
+            }
+            Ended::Panicked(said) => {
+                let count = self.setbacks.entry(uid.clone()).or_default();
+                let wait = SET_ASIDE_MIN.saturating_mul(1 << (*count).min(16)).min(SET_ASIDE_MAX);
+                *count += 1;
+                tracing::error!(pod = %uid, "the pod has nobody to look after it, and gets a new task in {wait:?}: {said}");
+                self.tasks.spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    (uid, Ended::SetAside)
+                });
+            }
+            Ended::SetAside => self.take_up(uid).await,
+        }
+    }
+
+    /// Gives a pod a new task, which finds the pod as an agent that was restarted does.
+    async fn take_up(&mut self, uid: String) {
+        let Some(known) = self.pods.get(&uid) else { return };
+        let input = known.input.subscribe();
+        let pod = input.borrow().pod.clone();
+        let dir = PodPaths::new(&self.ctx.config.root_dir, &self.ctx.config.log_dir, &identity(&pod)).dir;
+        let made = self.ctx.deps.runtime.recover_pod(&uid).await.filter(|found| found.alive).map(|found| found.pod);
+        let (ctx, directory) = (self.ctx.clone(), self.directory.clone());
+        let actor = match Record::load(&dir) {
+            Some(record) => Actor::adopt(ctx, directory, input, record, made),
+            None => Actor::new(ctx, directory, input),
+        };
+        self.spawn(uid, actor);
     }
 
     async fn run(mut self) {
@@ -146,10 +203,7 @@ impl Manager {
             tokio::select! {
                 changed = desired.changed() => if changed.is_err() { return },
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(uid) => {
-                        self.pods.remove(&uid);
-                        self.over.insert(uid);
-                    }
+                    Ok((uid, ended)) => self.settle(uid, ended).await,
                     Err(error) => tracing::error!("a pod's task ended: {error}"),
                 },
             }

@@ -52,6 +52,17 @@ pub async fn sandbox(
     }
 }
 
+/// Removes what a sandbox that was given up half made has left, so that it can be made anew.
+pub async fn clear(ctx: &Context, pod: &Pod) {
+    let uid = identity(pod).uid;
+    if let Some(left) = ctx.deps.runtime.recover_pod(&uid).await
+        && let Err(error) = left.pod.delete().await
+    {
+        tracing::warn!(pod = %uid, "removing what is left of a sandbox: {error}");
+    }
+    let _ = ctx.deps.network.detach(uid).await;
+}
+
 /// Wires a pod; once more after the agent came back, which must not hurt.
 pub async fn attach(ctx: &Context, pod: &Pod, made: &RuntimePod) -> Result<Ipv4Addr, String> {
     let netns = made.netns_path().map_err(|error| error.to_string())?;

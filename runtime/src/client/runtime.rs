@@ -168,19 +168,32 @@ impl Runtime {
         let found = tokio::task::spawn_blocking(move || runtime.find_pods()).await;
         let found = found.map_err(|error| Error::Helper(format!("look for pods: {error}")))??;
         let mut pods = Vec::new();
-        for (dir, config, containers) in found {
-            let alive = crate::wire::connect(&dir).is_ok();
-            if !alive {
-                kill_pod(&dir, &config);
-            }
-            let pod = Pod::new(self.inner.clone(), dir, config, None, alive);
-            pod.adopt(&containers);
-            if alive {
-                pod.synced().await;
-            }
-            pods.push(Recovered { pod, alive, containers });
+        for one in found {
+            pods.push(self.revive(one).await);
         }
         Ok(pods)
+    }
+
+    /// The pod with this id, if this runtime's directory knows it: for a caller that lost its handle. Nothing else is looked at.
+    pub async fn recover_pod(&self, id: &str) -> Option<Recovered> {
+        let dir = self.pod_dir(id);
+        let Some(config) = read_json::<HelperConfig>(&dir.join(CONFIG_FILE)) else { return None };
+        let containers = containers_in(&dir);
+        Some(self.revive((dir, config, containers)).await)
+    }
+
+    /// A handle on a pod that was found; what is left of a dead one is ended first.
+    async fn revive(&self, (dir, config, containers): Found) -> Recovered {
+        let alive = crate::wire::connect(&dir).is_ok();
+        if !alive {
+            kill_pod(&dir, &config);
+        }
+        let pod = Pod::new(self.inner.clone(), dir, config, None, alive);
+        pod.adopt(&containers);
+        if alive {
+            pod.synced().await;
+        }
+        Recovered { pod, alive, containers }
     }
 
     fn find_pods(&self) -> Result<Vec<Found>> {
@@ -191,12 +204,7 @@ impl Runtime {
                 let _ = fs::remove_dir_all(&dir);
                 continue;
             };
-            let mut containers = BTreeMap::new();
-            for dir in directories(&dir.join("containers")).unwrap_or_default() {
-                if let Some(spec) = read_json::<ContainerSpec>(&dir.join(SPEC_FILE)) {
-                    containers.insert(spec.id.clone(), spec);
-                }
-            }
+            let containers = containers_in(&dir);
             found.push((dir, config, containers));
         }
         Ok(found)
@@ -219,6 +227,13 @@ impl Runtime {
             _ => Ok(()),
         }
     }
+}
+
+/// The containers of the pod in this directory, by id.
+fn containers_in(pod_dir: &Path) -> BTreeMap<String, ContainerSpec> {
+    let dirs = directories(&pod_dir.join("containers")).unwrap_or_default();
+    let specs = dirs.iter().filter_map(|dir| read_json::<ContainerSpec>(&dir.join(SPEC_FILE)));
+    specs.map(|spec| (spec.id.clone(), spec)).collect()
 }
 
 /// Ends a pod without its helper's help.

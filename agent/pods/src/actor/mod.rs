@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::admit;
 use crate::backoff::Backoff;
+use crate::caught::caught;
 use crate::context::{Context, now_ms};
 use crate::desired::Key;
 use crate::kill::Killer;
@@ -313,7 +314,15 @@ impl Actor {
                 let (ctx, pod, paths, sender) =
                     (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.sender.clone());
                 tokio::spawn(async move {
-                    let result = prepare::sandbox(&ctx, &pod, &paths).await;
+                    let work = prepare::sandbox(&ctx, &pod, &paths);
+                    let result = caught("sandbox", &identity(&pod).uid, work).await;
+                    let result = match result {
+                        Ok(result) => result,
+                        Err(why) => {
+                            prepare::clear(&ctx, &pod).await;
+                            Err(("FailedCreatePodSandBox", why))
+                        }
+                    };
                     if let Err(mpsc::error::SendError(Event::Sandbox(Ok((made, _))))) =
                         sender.send(Event::Sandbox(result)).await
                     {
@@ -328,7 +337,11 @@ impl Actor {
                 let (ctx, pod, made, sender) =
                     (self.ctx.clone(), self.pod().clone(), self.made.take(), self.sender.clone());
                 tokio::spawn(async move {
-                    while let Err(why) = prepare::tear_down(&ctx, &pod, made.clone()).await {
+                    let down = async || {
+                        let work = prepare::tear_down(&ctx, &pod, made.clone());
+                        caught("tear down", &identity(&pod).uid, work).await.flatten()
+                    };
+                    while let Err(why) = down().await {
                         tracing::warn!(pod = %identity(&pod).uid, "tear down: {why}; trying again");
                         tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
                     }
@@ -383,7 +396,8 @@ impl Actor {
         let (ctx, pod, paths, ip, sender) =
             (self.ctx.clone(), self.pod().clone(), self.paths.clone(), self.ip(), self.sender.clone());
         tokio::spawn(async move {
-            let result = prepare::files(&ctx, &pod, &made, ip.as_deref(), &paths).await;
+            let work = prepare::files(&ctx, &pod, &made, ip.as_deref(), &paths);
+            let result = caught("files", &identity(&pod).uid, work).await.flatten();
             let _ = sender.send(Event::Files { first, result }).await;
         });
     }
@@ -424,7 +438,9 @@ impl Actor {
         self.live.insert(name.to_owned(), live);
         let (name, sender) = (name.to_owned(), self.sender.clone());
         tokio::spawn(async move {
-            let result = starter.start(&container, attempt).await;
+            let work = starter.start(&container, attempt);
+            let result = caught("start", &identity(&starter.pod).uid, work).await;
+            let result = result.unwrap_or_else(|why| Err(StartError::Config(why)));
             let _ = sender.send(Event::Started { name, attempt, result }).await;
         });
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,11 +43,19 @@ pub struct News {
     pub gone: Vec<String>,
 }
 
-/// Every pod has the same address, because each is alone in its namespace: loopback stands for the network.
-struct Loopback;
+/// Every pod has the same address, because each is alone in its namespace: loopback stands for the network. It has a bug: the first pod named
+/// [`UNLUCKY`] makes it panic.
+#[derive(Default)]
+struct Loopback {
+    panicked: AtomicBool,
+}
+
+/// The pod whose sandbox meets a bug.
+pub const UNLUCKY: &str = "unlucky";
 
 impl PodNetwork for Loopback {
-    fn attach(&self, _: PodIdentity, _: PathBuf, _: Vec<HostPort>) -> BoxFuture<'static, Result<Ipv4Addr, String>> {
+    fn attach(&self, pod: PodIdentity, _: PathBuf, _: Vec<HostPort>) -> BoxFuture<'static, Result<Ipv4Addr, String>> {
+        assert!(pod.name != UNLUCKY || self.panicked.swap(true, Ordering::Relaxed), "a bug for the test");
         async { Ok(Ipv4Addr::new(127, 0, 0, 9)) }.boxed()
     }
 
@@ -104,7 +112,12 @@ impl Node {
             allowed_unsafe_sysctls: vec!["kernel.*".into()],
         };
         let images = Arc::new(RegistryImages::new(runtime.images().clone()));
-        let deps = PodsDeps { runtime: runtime.clone(), network: Arc::new(Loopback), tokens: Arc::new(Tokens), images };
+        let deps = PodsDeps {
+            runtime: runtime.clone(),
+            network: Arc::new(Loopback::default()),
+            tokens: Arc::new(Tokens),
+            images,
+        };
         let (desired, _) = watch::channel(Arc::new(Desired { synced: true, ..Desired::default() }));
         let (reports, mut receiver) = mpsc::channel(64);
         let news: Arc<Mutex<News>> = Arc::default();

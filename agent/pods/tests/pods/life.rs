@@ -5,7 +5,7 @@ use std::sync::Arc;
 use libtest_mimic::Failed;
 use serde_json::json;
 
-use super::fixture::{IMAGE, Test, equal, ready, with};
+use super::fixture::{IMAGE, Test, UNLUCKY, equal, ready, with};
 
 pub const TESTS: &[Test] = &[
     ("life::everything_at_once", everything_at_once),
@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("life::a_sidecar_outlives_the_rest", a_sidecar_outlives_the_rest),
     ("life::the_agent_comes_back", the_agent_comes_back),
     ("life::a_lost_sandbox_is_made_again", a_lost_sandbox_is_made_again),
+    ("life::a_bug_that_one_pod_meets_is_that_pods_failure", a_bug_that_one_pod_meets),
 ];
 
 fn sh(script: &str) -> serde_json::Value {
@@ -344,5 +345,16 @@ fn a_lost_sandbox_is_made_again() -> Result<(), Failed> {
         })
         .await?;
         node.happened("SandboxChanged", "re-created")
+    })
+}
+
+fn a_bug_that_one_pod_meets() -> Result<(), Failed> {
+    with(async |node| {
+        for name in [UNLUCKY, "beside"] {
+            node.apply(name, json!({"spec": {"containers": [sh("sleep 1000")]}}));
+        }
+        node.until_ready("beside").await?;
+        node.until_ready(UNLUCKY).await?;
+        node.happened("FailedCreatePodSandBox", "a bug of Skiff in the step \"sandbox\": a bug for the test")
     })
 }
