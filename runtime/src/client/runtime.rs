@@ -177,7 +177,7 @@ impl Runtime {
     /// The pod with this id, if this runtime's directory knows it: for a caller that lost its handle. Nothing else is looked at.
     pub async fn recover_pod(&self, id: &str) -> Option<Recovered> {
         let dir = self.pod_dir(id);
-        let Some(config) = read_json::<HelperConfig>(&dir.join(CONFIG_FILE)) else { return None };
+        let config = read_json::<HelperConfig>(&dir.join(CONFIG_FILE))?;
         let containers = containers_in(&dir);
         Some(self.revive((dir, config, containers)).await)
     }
