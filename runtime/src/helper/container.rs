@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use super::attached::Attached;
 use super::channel::{channel, fork_into};
 use super::init::{self, Stdio};
 use super::logs::{LINE_BYTES_MAX, Log, Stream};
@@ -25,8 +26,7 @@ pub struct Container {
     pub stdin: Option<OwnedFd>,
     pub master: Option<OwnedFd>,
     log: Option<Log>,
-    /// Output and error copies of attached clients.
-    attached: Vec<[OwnedFd; 2]>,
+    attached: Vec<Attached>,
 }
 
 /// One stream that comes out of a container.
@@ -118,12 +118,35 @@ impl Container {
         Ok(())
     }
 
-    /// Reads what is there, logs and copies it.
-    pub fn pump(&mut self, index: usize) {
+    /// Whether an output must wait until attached clients have taken what they are owed of it.
+    pub fn is_held(&self, index: usize) -> bool {
+        let side = self.outputs.get(index).map(|output| usize::from(output.stream == Stream::Stderr));
+        side.is_some_and(|side| self.attached.iter().any(|client| client.is_owed(side)))
+    }
+
+    /// Descriptors of attached clients that are owed something.
+    pub fn owing(&self) -> impl Iterator<Item = RawFd> {
+        self.attached.iter().flat_map(Attached::waiting)
+    }
+
+    /// Gives attached clients what they are owed; those that are gone, or take nothing, are let go.
+    pub fn pay(&mut self) {
+        self.attached.retain_mut(Attached::pay_all);
+        let over = self.outputs.iter().all(|output| output.fd.is_none());
+        if over && self.channel.is_none() {
+            self.attached.retain(|client| client.waiting().next().is_some());
+        }
+    }
+
+    /// Reads what is there, logs and copies it. An output that is held waits, unless the container has ended (`last`): then a pipe holds no more than a little.
+    pub fn pump(&mut self, index: usize, last: bool) {
         let mut buffer = [0u8; LINE_BYTES_MAX];
-        let Some(output) = self.outputs.get_mut(index) else { return };
         // Bounded, so that one talkative container does not starve the others.
         for _ in 0..16 {
+            if !last && self.is_held(index) {
+                return;
+            }
+            let Some(output) = self.outputs.get_mut(index) else { return };
             let Some(file) = &mut output.fd else { return };
             let (count, end) = match file.read(&mut buffer) {
                 Ok(0) => (0, true),
@@ -135,8 +158,7 @@ impl Container {
             };
             let bytes = &buffer[..count];
             let side = usize::from(output.stream == Stream::Stderr);
-            // A client that does not keep up loses its stream rather than stop the container.
-            self.attached.retain(|pair| nix::unistd::write(&pair[side], bytes).is_ok_and(|written| written == count));
+            self.attached.retain_mut(|client| client.give(side, bytes));
             if let Some(log) = &mut self.log {
                 output.pending.extend_from_slice(bytes);
                 if let Err(error) = log.drain(output.stream, &mut output.pending, end) {
@@ -147,7 +169,8 @@ impl Container {
             if end {
                 output.fd = None;
                 if self.outputs.iter().all(|output| output.fd.is_none()) {
-                    self.attached.clear();
+                    // Who is owed nothing has heard everything.
+                    self.attached.retain(|client| client.waiting().next().is_some());
                 }
                 return;
             }
@@ -156,7 +179,7 @@ impl Container {
 
     /// Everything that the ended process left in its pipes.
     pub fn drain_outputs(&mut self) {
-        (0..self.outputs.len()).for_each(|index| self.pump(index));
+        (0..self.outputs.len()).for_each(|index| self.pump(index, true));
     }
 
     /// Adds a client's ends; gives what the client writes to.
@@ -164,7 +187,7 @@ impl Container {
         for end in &ends {
             sys::set_nonblocking(end.as_raw_fd())?;
         }
-        self.attached.push(ends);
+        self.attached.push(Attached::new(ends));
         if let Some(master) = &self.master {
             return master.try_clone().map(Some);
         }
@@ -174,9 +197,9 @@ impl Container {
         self.stdin.as_ref().map(OwnedFd::try_clone).transpose()
     }
 
-    /// Forgets attached clients and input once the container ended.
+    /// Forgets input, and attached clients that are owed nothing, once the container ended.
     pub fn close(&mut self) {
-        self.attached.clear();
+        self.attached.retain(|client| client.waiting().next().is_some());
         self.stdin = None;
     }
 }

@@ -4,6 +4,7 @@
 //! and an upgrade of the file on disk touches none. It has one thread: between `clone` and `exec` a child may do
 //! anything. It outlives whoever started it: a session and a control group of its own, and no pipe to lose.
 
+mod attached;
 mod channel;
 mod container;
 mod exec;

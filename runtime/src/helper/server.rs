@@ -43,6 +43,8 @@ enum Token {
     Setup(usize),
     ExecSetup(i32),
     Output(usize, usize),
+    /// A client of a container that is owed something.
+    Attached,
 }
 
 /// Everything that the helper knows.
@@ -111,8 +113,11 @@ impl Server {
     pub fn run(mut self) -> i32 {
         loop {
             let (mut fds, tokens) = self.interest();
+            // A client that is owed something and takes nothing makes no event: it is looked at.
+            let owing = tokens.iter().any(|token| matches!(token, Token::Attached));
+            let patience = if owing { 1000 } else { -1 };
             // SAFETY: the array outlives the call and its length is its own.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, patience) };
             if ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 eprintln!("poll: {}", io::Error::last_os_error());
                 return 1;
@@ -128,6 +133,9 @@ impl Server {
                 ready.into_iter().partition(|(_, token)| matches!(token, Token::Output(..)));
             for (events, token) in outputs.into_iter().chain(others.into_iter().rev()) {
                 self.handle(token, events);
+            }
+            if owing {
+                self.containers.iter_mut().for_each(Container::pay);
             }
             self.connections.retain(|_, connection| !connection.over || !connection.out.is_empty());
             if self.finished() {
@@ -160,9 +168,12 @@ impl Server {
                 add(channel.as_raw_fd(), libc::POLLIN, Token::Setup(index));
             }
             for (output, stream) in container.outputs.iter().enumerate() {
-                if let Some(raw) = stream.raw() {
+                if let Some(raw) = stream.raw().filter(|_| !container.is_held(output)) {
                     add(raw, libc::POLLIN, Token::Output(index, output));
                 }
+            }
+            for raw in container.owing() {
+                add(raw, libc::POLLOUT, Token::Attached);
             }
         }
         (fds, tokens)
@@ -182,12 +193,14 @@ impl Server {
                 self.kill_all();
                 self.publish();
             }
+            // All of them are seen to below, after each round.
+            Token::Attached => {}
             Token::Connection(id) => self.serve(id, events),
             Token::Setup(index) => self.setup(index),
             Token::ExecSetup(pid) => self.exec_setup(pid),
             Token::Output(index, output) => {
                 if let Some(container) = self.containers.get_mut(index) {
-                    container.pump(output);
+                    container.pump(output, false);
                 }
             }
         }

@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("streams::all_of_them", all_of_them),
     ("streams::exec_relays_while_the_program_runs", exec_relays_while_the_program_runs),
     ("streams::a_slow_reader_loses_nothing", a_slow_reader_loses_nothing),
+    ("streams::an_attached_slow_reader_loses_nothing", an_attached_slow_reader_loses_nothing),
     ("streams::a_client_that_goes_ends_the_session", a_client_that_goes_ends_the_session),
     ("streams::a_terminal_has_its_size_from_the_start", a_terminal_has_its_size_from_the_start),
 ];
@@ -96,6 +97,29 @@ fn a_slow_reader_loses_nothing() -> Result<(), Failed> {
         drop(exec.stdin.take());
         equal(next(&mut exec).await?, Bytes::from_static(b"late\n"))?;
         equal(exec.exit.await?, Ok(0))
+    })
+}
+
+/// A container that writes faster than the attached client reads: it waits, and its last bytes are heard after its end.
+fn an_attached_slow_reader_loses_nothing() -> Result<(), Failed> {
+    with(async |node| {
+        let script = format!("read go; head -c {MANY_BYTES} /dev/zero; echo; echo the end");
+        let container =
+            json!({"name": "c", "image": IMAGE, "stdin": true, "stdinOnce": true, "command": ["sh", "-c", script]});
+        node.apply("p", json!({"spec": {"restartPolicy": "Never", "containers": [container]}}));
+        node.until_ready("p").await?;
+        let streams = node.pods.as_ref().ok_or("no pods")?.streams().clone();
+        let mut attached = streams.attach(&request("c", &[], true)).await?;
+        attached.stdin.as_ref().ok_or("no input")?.send(Bytes::from_static(b"go\n")).await?;
+        // Long enough for every pipe and queue on the way to fill up.
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        let (mut seen, mut tail) = (0, Vec::new());
+        while let Some(Output::Stdout(bytes) | Output::Stderr(bytes)) = attached.output.recv().await {
+            seen += bytes.len();
+            tail.extend_from_slice(&bytes[bytes.len().saturating_sub(16)..]);
+        }
+        equal(seen, MANY_BYTES + "\nthe end\n".len())?;
+        equal(tail.ends_with(b"\nthe end\n"), true)
     })
 }
 
