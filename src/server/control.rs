@@ -43,6 +43,8 @@ pub async fn run(
 ) {
     let settings = Arc::new(settings);
     let mut leadership = api.store().leadership();
+    // The roles by which controllers may write are among the first objects of a cluster.
+    api.ready().await;
     loop {
         let Ok(leading) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.clone()) else { return };
         tracing::info!(term = leading.term, "this server leads");
@@ -78,6 +80,7 @@ pub async fn run_without_agents(api: ApiServer, settings: Settings) {
     let (view, changes) = super::view::follow(api.store().clone());
     let mut leadership = api.store().leadership();
     let Ok(term) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.term) else { return };
+    api.ready().await;
     let (_judged, liveness) = watch::channel(Arc::new(Liveness::default()));
     let shared = Leading { api, term, view, changes, liveness, settings: Arc::new(settings) };
     let mut tasks = JoinSet::new();
