@@ -186,8 +186,11 @@ impl ApiUpstream {
         let status = wanted["status"].take();
         let exists = client.find(&nodes, "", &node).await.map_err(failed)?.is_some();
         if exists {
-            let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
-            client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
+            // Null would mean that every label goes.
+            if wanted["metadata"]["labels"].is_object() {
+                let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
+                client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
+            }
         } else {
             wanted.as_object_mut().map(|o| o.remove("status"));
             match client.create(&nodes, "", wanted).await {

@@ -1,0 +1,178 @@
+//! Somebody who has taken a node: its disk, its certificate and its key. They have what runs on it; they must get no more.
+
+use crate::holder::{refused, secret, stolen, with_node};
+use crate::local::{Local, block_on, text_of};
+use crate::pods;
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use skiff::agent::wire;
+use skiff_proto::fleet as pb;
+use skiff_proto::fleet::from_agent::Message as Up;
+use skiff_proto::fleet::to_agent::Message as Down;
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+fn token_request(pod: &Value) -> Value {
+    json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1",
+        "name": text_of(pod, "/metadata/name"), "uid": text_of(pod, "/metadata/uid")}}})
+}
+
+/// What `a1` asks over HTTPS.
+pub fn requests(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    let thief = with_node(local, "a1")?;
+    block_on(async {
+        secret(&admin, "used-here", "one").await?;
+        secret(&admin, "used-there", "two").await?;
+        for (name, node, secret) in [("here", "a1", "used-here"), ("there", "a2", "used-there")] {
+            let mut pod = pods::web(name, node);
+            pod["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": secret}}]);
+            pods::start(&admin, &pod).await?;
+        }
+        let pod = async |name: &str| admin.get(&format!("{}/{name}", pods::PODS)).await;
+        let (here, there) = (pod("here").await?, pod("there").await?);
+
+        // Its own.
+        thief.get("/api/v1/nodes/a1").await?;
+        thief.get(&format!("{SECRETS}/used-here")).await?;
+        thief.get(&format!("{}/here", pods::PODS)).await?;
+        let tokens = "/api/v1/namespaces/default/serviceaccounts/default/token";
+        thief.post(tokens, &token_request(&here)).await?;
+
+        // Others'.
+        refused("a Secret of another node's pod", thief.get(&format!("{SECRETS}/used-there")).await, 403)?;
+        refused("all Secrets", thief.get("/api/v1/secrets").await, 403)?;
+        refused("all Secrets of a namespace", thief.get(SECRETS).await, 403)?;
+        refused("every pod", thief.get("/api/v1/pods").await, 403)?;
+        refused("a token of another node's pod", thief.post(tokens, &token_request(&there)).await, 403)?;
+        let unbound = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        refused("a token that is bound to nothing", thief.post(tokens, &unbound).await, 403)?;
+        let end = json!({"gracePeriodSeconds": 0});
+        refused("deleting another node's pod", thief.delete(&format!("{}/there", pods::PODS), &end).await, 403)?;
+        let merge = "application/merge-patch+json";
+        let failed = json!({"status": {"phase": "Failed"}});
+        refused("another's status", thief.patch(&format!("{}/there/status", pods::PODS), merge, &failed).await, 403)?;
+        let labels = json!({"metadata": {"labels": {"app": "stolen"}}});
+        let relabelled = thief.patch(&format!("{}/here/status", pods::PODS), merge, &labels).await;
+        ensure!(
+            relabelled.is_err() || text_of(&pod("here").await?, "/metadata/labels/app") == "here",
+            "a pod's labels through its status"
+        );
+        for (what, change) in [
+            ("its taints", json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}})),
+            (
+                "a label that others trust",
+                json!({"metadata": {"labels": {"node-restriction.kubernetes.io/zone": "safe"}}}),
+            ),
+            ("a role", json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}})),
+        ] {
+            refused(what, thief.patch("/api/v1/nodes/a1", merge, &change).await, 403)?;
+        }
+        refused(
+            "another node",
+            thief.patch("/api/v1/nodes/a2", merge, &json!({"metadata": {"labels": {"a": "b"}}})).await,
+            403,
+        )?;
+        refused("deleting a node", thief.delete("/api/v1/nodes/a2", &json!({})).await, 403)?;
+        let lease =
+            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "a2"}, "spec": {}});
+        refused(
+            "another's lease",
+            thief.post("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", &lease).await,
+            403,
+        )?;
+        let leader = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/skiff-leader";
+        refused(
+            "the leader's lease",
+            thief.patch(leader, merge, &json!({"spec": {"holderIdentity": "a1"}})).await,
+            403,
+        )?;
+        let mirror = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mirror-a1", "annotations": {"kubernetes.io/config.mirror": "x"}},
+            "spec": {"nodeName": "a1", "containers": [{"name": "c", "image": "x"}],
+                "volumes": [{"name": "s", "secret": {"secretName": "used-there"}}]}});
+        refused("a mirror pod that names a Secret", thief.post(pods::PODS, &mirror).await, 403)?;
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "mine"},
+            "subjects": [{"kind": "User", "name": "system:node:a1", "apiGroup": "rbac.authorization.k8s.io"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}});
+        refused("rights", thief.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &role).await, 403)?;
+        for name in ["here", "there"] {
+            let secret = format!("{SECRETS}/used-{name}");
+            pods::remove(&admin, name, &[&format!("{}/{name}", pods::PODS), &secret]).await?;
+        }
+        Ok(())
+    })
+}
+
+/// What `a1` says on its stream to the servers: forged reports about a pod of `a2`.
+pub fn session(local: &Local) -> anyhow::Result<()> {
+    let cluster = local.cluster()?;
+    let admin = &cluster.api;
+    let own = stolen(local, "a1")?;
+    block_on(async {
+        pods::start(admin, &pods::web("target", "a2")).await?;
+        let target = admin.get(&format!("{}/target", pods::PODS)).await?;
+        let uid = text_of(&target, "/metadata/uid").to_owned();
+        let channel = wire::channel(&format!("127.0.0.1:{}", cluster.host.port()), &admin.ca, Some(&own))?;
+        let mut client = wire::client(channel);
+        let say = |message: Up| pb::FromAgent { message: Some(message) };
+
+        // In another's name.
+        let register = |node: &str| {
+            // Without labels: those that it has stay.
+            let node_json = json!({"metadata": {"name": node}, "status": {}}).to_string().into();
+            say(Up::Register(pb::Register { node: node.into(), node_json, ..Default::default() }))
+        };
+        let other = client.session(tokio_stream::iter([register("a2")])).await;
+        let heard = match other {
+            Err(status) => Err(status),
+            Ok(answer) => answer.into_inner().message().await,
+        };
+        ensure!(heard.as_ref().is_err_and(|s| s.code() == tonic::Code::PermissionDenied), "as another node: {heard:?}");
+
+        // In its own, about another's pod; the token last, whose answer says that the others were heard.
+        let (namespace, name) = ("default".to_owned(), "target".to_owned());
+        let status_json = json!({"phase": "Failed", "podIP": "10.42.9.9"}).to_string().into();
+        let reports = vec![
+            register("a1"),
+            say(Up::PodStatus(pb::PodStatus {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                uid: uid.clone(),
+                status_json,
+            })),
+            say(Up::PodGone(pb::PodGone { namespace: namespace.clone(), name: name.clone(), uid: uid.clone() })),
+            say(Up::Token(pb::TokenRequest {
+                id: 7,
+                namespace,
+                service_account: "default".into(),
+                expiration_seconds: 600,
+                pod: name,
+                pod_uid: uid.clone(),
+                ..Default::default()
+            })),
+        ];
+        let (send, receive) = tokio::sync::mpsc::channel(8);
+        for report in reports {
+            send.send(report).await?;
+        }
+        let mut answers = client.session(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+        let answer = loop {
+            let message = tokio::time::timeout(std::time::Duration::from_secs(20), answers.message()).await??;
+            match message.context("the session ended before the token was answered")?.message {
+                Some(Down::Token(answer)) if answer.id == 7 => break answer,
+                _ => {}
+            }
+        };
+        ensure!(answer.token.is_empty() && !answer.error.is_empty(), "a token of another node's pod: {answer:?}");
+        let now = admin.get(&format!("{}/target", pods::PODS)).await?;
+        ensure!(
+            text_of(&now, "/metadata/uid") == uid && now.pointer("/metadata/deletionTimestamp").is_none(),
+            "it is gone: {now}"
+        );
+        ensure!(
+            text_of(&now, "/status/phase") == "Running" && text_of(&now, "/status/podIP") != "10.42.9.9",
+            "its status is forged: {now}"
+        );
+        pods::remove(admin, "target", &[&format!("{}/target", pods::PODS)]).await
+    })
+}

@@ -1,0 +1,118 @@
+//! Objects that hurt: made by somebody who may make them.
+
+use crate::holder::{secret, token};
+use crate::local::{Local, block_on, until};
+use crate::pods;
+use anyhow::ensure;
+use serde_json::{Value, json};
+use skiff::commands::cluster::is_ready;
+
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+/// Numbers from the ends of their range, in every place where time is counted; then an ordinary Deployment, which must come and go as ever.
+pub fn huge_numbers(local: &Local) -> anyhow::Result<()> {
+    let api = local.cluster()?.api;
+    block_on(async {
+        let mut huge = pods::deployment("huge", 1);
+        huge["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(i64::MAX);
+        huge["spec"]["template"]["spec"]["tolerations"] =
+            json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": i64::MAX}]);
+        api.post(DEPLOYMENTS, &huge).await?;
+        until("the huge one is Ready", || async {
+            let pods = pods::labelled(&api, "huge").await?;
+            Ok(pods.len() == 1 && pods.iter().all(is_ready))
+        })
+        .await?;
+        let none = json!({"spec": {"replicas": 0}});
+        api.patch(&format!("{DEPLOYMENTS}/huge"), "application/merge-patch+json", &none).await?;
+        until("its pod is told to end", || async {
+            let pods = pods::labelled(&api, "huge").await?;
+            Ok(pods.iter().all(|p| p.pointer("/metadata/deletionTimestamp").is_some()))
+        })
+        .await?;
+        let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "late"}, "involvedObject": {"namespace": "default"},
+            "lastTimestamp": "9999-12-30T00:00:00Z", "reason": "Late"});
+        api.post("/api/v1/namespaces/default/events", &event).await?;
+        api.post(DEPLOYMENTS, &pods::deployment("after", 2)).await?;
+        until("an ordinary Deployment is Ready", || async {
+            let pods = pods::labelled(&api, "after").await?;
+            Ok(pods.len() == 2 && pods.iter().all(is_ready))
+        })
+        .await?;
+        let metrics = api.get("/metrics").await?;
+        let metrics = metrics.as_str().unwrap_or_default();
+        ensure!(metrics.contains("# TYPE skiff_panics_total"), "panics are counted");
+        ensure!(!metrics.contains("skiff_panics_total{"), "something panicked: {metrics}");
+        for pod in pods::labelled(&api, "huge").await? {
+            let name = crate::local::text_of(&pod, "/metadata/name");
+            api.delete(&format!("{}/{name}", pods::PODS), &json!({"gracePeriodSeconds": 0})).await?;
+        }
+        pods::remove(&api, "huge", &[&format!("{DEPLOYMENTS}/huge")]).await?;
+        pods::remove(&api, "after", &[&format!("{DEPLOYMENTS}/after")]).await
+    })
+}
+
+/// Two objects, one with an owner of a kind that nobody serves, one with an owner that is gone: the second goes, and the first is still there then.
+pub fn unknown_owners(local: &Local) -> anyhow::Result<()> {
+    let api = local.cluster()?.api;
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    block_on(async {
+        let map = |name: &str, owner: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [owner]}});
+        let unknown = json!({"apiVersion": "cert-manager.io/v1", "kind": "Certificate", "name": "c", "uid": "11111111-1111-1111-1111-111111111111"});
+        let gone = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "g", "uid": "22222222-2222-2222-2222-222222222222"});
+        api.post(MAPS, &map("of-unknown", unknown)).await?;
+        api.post(MAPS, &map("of-gone", gone)).await?;
+        until("what had an owner that is gone, is gone", || async {
+            Ok(api.get(&format!("{MAPS}/of-gone")).await.is_err())
+        })
+        .await?;
+        api.get(&format!("{MAPS}/of-unknown")).await?;
+        api.delete(&format!("{MAPS}/of-unknown"), &json!({})).await.map(drop)
+    })
+}
+
+/// Texts that nobody would write by chance, put where secrets are: then everything that people look at is searched for them.
+pub fn planted(local: &Local) -> anyhow::Result<()> {
+    let api = local.cluster()?.api;
+    const PLANTED: &str = "planted-7Q2mZk4vX9";
+    let join = local.run(&["token", "create"])?.trim().rsplit('.').next().unwrap_or_default().to_owned();
+    let account = block_on(async {
+        secret(&api, "planted", PLANTED).await?;
+        // One that cannot be started, so that there is something to be told about it.
+        let mut pod = pods::web("planted", "a1");
+        pod["spec"]["containers"][0]["env"] = json!([
+            {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "value"}}},
+            {"name": "MISSING", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "no-such-key"}}}]);
+        api.post(pods::PODS, &pod).await?;
+        until("an event tells of it", || async {
+            let events = api.get("/api/v1/namespaces/default/events").await?.to_string();
+            Ok(events.contains("no-such-key"))
+        })
+        .await?;
+        token(&api, "default", json!({})).await
+    })?;
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, PLANTED);
+    let needles = [PLANTED.to_owned(), encoded, join, account];
+    let search = |place: &str, text: &str| -> anyhow::Result<()> {
+        let found = needles.iter().find(|needle| text.contains(needle.as_str()));
+        ensure!(found.is_none(), "{place} holds the secret {found:?}");
+        Ok(())
+    };
+    for entry in std::fs::read_dir(&local.dir)?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "log")) {
+        search(&entry.path().display().to_string(), &String::from_utf8_lossy(&std::fs::read(entry.path())?))?;
+    }
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        search(&format!("the arguments of {}", entry.path().display()), &String::from_utf8_lossy(&arguments))?;
+    }
+    block_on(async {
+        search("an event", &api.get("/api/v1/events").await?.to_string())?;
+        search("the metrics", api.get("/metrics").await?.as_str().unwrap_or_default())?;
+        pods::remove(
+            &api,
+            "planted",
+            &[&format!("{}/planted", pods::PODS), "/api/v1/namespaces/default/secrets/planted"],
+        )
+        .await
+    })
+}

@@ -1,0 +1,112 @@
+//! Somebody with an account and a few rights.
+
+use crate::holder::{account, refused, secret, token, with_token};
+use crate::local::{Local, block_on};
+use anyhow::ensure;
+use http_body_util::BodyExt as _;
+use serde_json::json;
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+pub fn a_watch_of_one_name(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    block_on(async {
+        let rules = json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["mine"], "verbs": ["get", "list", "watch"]}]);
+        let api = with_token(local, "watcher", &account(&admin, "watcher", rules).await?)?;
+        secret(&admin, "mine", "to be seen").await?;
+        secret(&admin, "theirs", "not to be seen").await?;
+        api.get(&format!("{SECRETS}/mine")).await?;
+        refused("another's", api.get(&format!("{SECRETS}/theirs")).await, 403)?;
+        refused("all", api.get(SECRETS).await, 403)?;
+        refused("all, watched", api.get(&format!("{SECRETS}?watch=1&timeoutSeconds=1")).await, 403)?;
+        let other = format!(
+            "/api/v1/watch/namespaces/default/secrets/mine?fieldSelector=metadata.name%3Dtheirs&timeoutSeconds=1"
+        );
+        ensure!(api.get(&other).await.is_err(), "two names at once");
+        for path in [
+            "/api/v1/watch/namespaces/default/secrets/mine?timeoutSeconds=2".to_owned(),
+            format!("{SECRETS}?watch=1&fieldSelector=metadata.name%3Dmine&timeoutSeconds=2"),
+        ] {
+            let seen = api.stream(&path, "application/json").await?.collect().await?.to_bytes();
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            ensure!(seen.contains("\"mine\"") && !seen.contains("theirs"), "{path}: {seen}");
+        }
+        Ok(())
+    })
+}
+
+pub fn audiences(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    block_on(async {
+        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}]);
+        let own = account(&admin, "heard", rules).await?;
+        let path = "/api/v1/namespaces/default/configmaps";
+        with_token(local, "heard", &own)?.get(path).await?;
+        let others = token(&admin, "heard", json!({"audiences": ["vault.example"]})).await?;
+        refused("a token for another audience", with_token(local, "heard", &others)?.get(path).await, 401)
+    })
+}
+
+pub fn creating(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    block_on(async {
+        let rules = json!([{"apiGroups": ["", "coordination.k8s.io"], "resources": ["configmaps", "leases"], "verbs": ["get", "update", "patch"]}]);
+        let api = with_token(local, "editor", &account(&admin, "editor", rules).await?)?;
+        let path = "/api/v1/namespaces/default/configmaps/fresh";
+        let map =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "fresh", "namespace": "default"}});
+        let apply = format!("{path}?fieldManager=editor");
+        let applied = |api: skiff::client::Api| {
+            let (apply, map) = (apply.clone(), map.clone());
+            async move { api.patch(&apply, "application/apply-patch+yaml", &map).await }
+        };
+        // A PUT creates no ConfigMap for anybody; of kinds that it does create, it must not for this one.
+        refused("a PUT of what is not there", api.put(path, &map).await, 404)?;
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "fresh", "namespace": "default"}, "spec": {}});
+        let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases/fresh";
+        refused("a PUT that would create", api.put(leases, &lease).await, 403)?;
+        refused("an apply of what is not there", applied(api.clone()).await, 403)?;
+        admin.post("/api/v1/namespaces/default/configmaps", &map).await?;
+        api.put(path, &map).await?;
+        applied(api).await.map(drop)
+    })
+}
+
+pub fn granting(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    block_on(async {
+        let kind = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole"});
+        let role = |name: &str, more: serde_json::Value| {
+            let mut role = kind.clone();
+            role["metadata"] = json!({"name": name});
+            more.as_object().into_iter().flatten().for_each(|(k, v)| role[k] = v.clone());
+            role
+        };
+        // May write roles, and holds little else.
+        let writer = role(
+            "role-writer",
+            json!({"rules": [
+            {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["create", "get", "update", "patch"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}]}),
+        );
+        admin.post(ROLES, &writer).await?;
+        let own = account(&admin, "granter", json!([])).await?;
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "granter"},
+            "subjects": [{"kind": "ServiceAccount", "name": "granter", "namespace": "default"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "role-writer"}});
+        admin.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
+        let api = with_token(local, "granter", &own)?;
+        let held = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}]);
+        let more = json!([{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]);
+        api.post(ROLES, &role("granted", json!({"rules": held}))).await?;
+        refused("rules beyond one's own", api.post(ROLES, &role("more", json!({"rules": more}))).await, 403)?;
+        let everything = json!({"rules": [], "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"kubernetes.io/bootstrapping": "rbac-defaults"}}]}});
+        refused("an aggregation of everything", api.post(ROLES, &role("all", everything)).await, 403)?;
+        // A role that somebody else wrote, made part of `view` by a label.
+        admin.post(ROLES, &role("powerful", json!({"rules": more}))).await?;
+        let label = json!({"metadata": {"labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}}});
+        let labelled = api.patch(&format!("{ROLES}/powerful"), "application/merge-patch+json", &label).await;
+        refused("a label that adds rights to others", labelled, 403)
+    })
+}
