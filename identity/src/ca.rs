@@ -1,7 +1,7 @@
 //! The cluster's certificate authority: one key that every server holds, and the certificates that it gives out.
 
 use crate::Error;
-use jiff::{Span, Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -12,9 +12,11 @@ use std::net::IpAddr;
 /// The name in every server's certificate by which peers and agents know it: a role, never an address.
 pub const SERVER_NAME: &str = "server.skiff.internal";
 
-const CA_YEARS: i64 = 10;
-/// Certificates of servers, nodes and users. They are renewed at half of it (see [`Pair::renewal_due`]).
-const LEAF_DAYS: i64 = 365;
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+/// How long certificates of servers, nodes and users are good unless [`Ca::with_leaf_life`] says otherwise: 365 days.
+/// They are renewed at half of it (see [`Pair::renewal_due`]).
+pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 /// A certificate and its key, PEM.
 #[derive(Clone, Debug)]
@@ -27,6 +29,7 @@ pub struct Pair {
 pub struct Ca {
     pair: Pair,
     issuer: Issuer<'static, KeyPair>,
+    leaf_life: SignedDuration,
 }
 
 /// Whose certificate it is.
@@ -40,10 +43,20 @@ pub enum Subject {
     User { name: String, group: Option<String> },
 }
 
-fn at(days_from_now: i64) -> time::OffsetDateTime {
-    let now = Timestamp::now().to_zoned(TimeZone::UTC);
-    let day = now.saturating_add(Span::new().days(days_from_now)).date();
-    rcgen::date_time_ymd(i32::from(day.year()), day.month() as u8, day.day() as u8)
+/// From when until when a certificate made at `now` is good, to the second.
+///
+/// It begins a little in the past, for machines whose clocks are behind: a tenth of its life, a day at most, so that
+/// half of a short life is still ahead when the certificate is made.
+fn validity(now: Timestamp, life: SignedDuration) -> Result<(time::OffsetDateTime, time::OffsetDateTime), Error> {
+    let bad = || Error::BadLife(life);
+    if life < SignedDuration::from_secs(1) {
+        return Err(bad());
+    }
+    let at = |offset: SignedDuration| {
+        let second = now.checked_add(offset).map_err(|_| bad())?.as_second();
+        time::OffsetDateTime::from_unix_timestamp(second).map_err(|_| bad())
+    };
+    Ok((at(-(life / 10).min(DAY))?, at(life)?))
 }
 
 impl Ca {
@@ -57,7 +70,7 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        (params.not_before, params.not_after) = (at(-1), at(CA_YEARS * 365));
+        (params.not_before, params.not_after) = validity(Timestamp::now(), CA_LIFE)?;
         let certificate = params.self_signed(&key)?.pem();
         Ca::load(Pair { certificate, key: key.serialize_pem() })
     }
@@ -66,7 +79,13 @@ impl Ca {
     pub fn load(pair: Pair) -> Result<Ca, Error> {
         let key = KeyPair::from_pem(&pair.key)?;
         let issuer = Issuer::from_ca_cert_pem(&pair.certificate, key)?;
-        Ok(Ca { pair, issuer })
+        Ok(Ca { pair, issuer, leaf_life: LEAF_LIFE })
+    }
+
+    /// The same authority, whose certificates for others are good for `life` (a second at least).
+    #[must_use]
+    pub fn with_leaf_life(self, life: SignedDuration) -> Ca {
+        Ca { leaf_life: life, ..self }
     }
 
     pub fn pair(&self) -> &Pair {
@@ -92,7 +111,7 @@ impl Ca {
 
     fn sign(&self, subject: &Subject, key: &impl PublicKeyData) -> Result<String, Error> {
         let mut params = CertificateParams::default();
-        (params.not_before, params.not_after) = (at(-1), at(LEAF_DAYS));
+        (params.not_before, params.not_after) = validity(Timestamp::now(), self.leaf_life)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let mut name = |common: &str, group: Option<&str>| {
@@ -126,13 +145,17 @@ impl Ca {
 }
 
 impl Pair {
-    /// Whether half of the certificate's life is over.
+    /// Whether half of the certificate's life is over. A certificate that cannot be read is due at once.
     pub fn renewal_due(&self) -> bool {
+        self.renewal_due_at(Timestamp::now())
+    }
+
+    fn renewal_due_at(&self, now: Timestamp) -> bool {
         let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()) else { return true };
         let Ok(certificate) = pem.parse_x509() else { return true };
         let validity = certificate.validity();
         let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        Timestamp::now().as_second() > from + (to - from) / 2
+        now.as_second() > from.saturating_add(to.saturating_sub(from) / 2)
     }
 }
 
@@ -199,5 +222,33 @@ mod tests {
         let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).unwrap();
         let subject = pem.parse_x509().unwrap().subject().to_string();
         assert!(subject.contains("CN=system:node:n1") && subject.contains("O=system:nodes"), "{subject}");
+    }
+
+    #[test]
+    fn a_life_is_kept_to_the_second() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        // Life, seconds in the past at which it begins (a part of a second counts as one: never too late).
+        for (life, before) in [(1, 1), (20, 2), (3600, 360), (365 * 86_400, 86_400)] {
+            let (from, to) = validity(now, SignedDuration::from_secs(life)).unwrap();
+            assert_eq!(now.as_second() - from.unix_timestamp(), before, "life {life}");
+            assert_eq!(to.unix_timestamp() - now.as_second(), life, "life {life}");
+        }
+        for life in [SignedDuration::ZERO, SignedDuration::from_secs(-5), SignedDuration::MAX] {
+            assert!(validity(now, life).is_err(), "{life}");
+        }
+    }
+
+    #[test]
+    fn renewal_is_due_at_half_life_however_short() {
+        let ca = Ca::generate().unwrap();
+        let node = Subject::Node { name: "n1".into() };
+        let made = Timestamp::now();
+        let pair = ca.with_leaf_life(SignedDuration::from_secs(1000)).issue(&node).unwrap();
+        for (seconds, due) in [(0, false), (440, false), (470, true), (2000, true)] {
+            let now = made.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+            assert_eq!(pair.renewal_due_at(now), due, "{seconds} s after it was made");
+        }
+        let unreadable = Pair { certificate: String::new(), key: String::new() };
+        assert!(unreadable.renewal_due());
     }
 }

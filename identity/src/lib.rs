@@ -5,7 +5,7 @@ mod ca;
 mod tls;
 mod token;
 
-pub use ca::{Ca, Pair, SERVER_NAME, Subject, common_name, hash, organization, request, request_key_hash};
+pub use ca::{Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, common_name, hash, organization, request, request_key_hash};
 pub use tls::{client, install_crypto, joining_client, server, server_name};
 pub use token::{Role, Token, random_text};
 
@@ -18,6 +18,8 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("not a PEM file with the expected content: {0}")]
     Pem(String),
+    #[error("no certificate can be made that is good for {0}: give a life of a second at least, such as 365 days")]
+    BadLife(jiff::SignedDuration),
     #[error("{0:?} is not a DNS name, so it cannot be put in a certificate")]
     BadName(String),
     #[error("checking client certificates: {0}")]

@@ -26,6 +26,9 @@ pub struct ServerArgs {
     /// host:port of a server to join
     #[arg(long, requires = "token")]
     join: Option<String>,
+    /// How long the certificates that this server gives out are good, for trials. Nothing renews them while it runs.
+    #[arg(long, hide = true, default_value_t = skiff_identity::LEAF_LIFE)]
+    certificate_life: jiff::SignedDuration,
     /// A server's token (skiff token create --server)
     #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -121,6 +124,7 @@ impl ServerArgs {
             token_file: self.token_auth_file,
             bootstrap_tokens: self.bootstrap_token,
             eviction_grace_ms: self.eviction_grace_ms,
+            certificate_life: self.certificate_life,
             anonymous: !self.no_anonymous,
             controllers: !self.no_controllers,
             agent: !self.no_agent,

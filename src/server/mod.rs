@@ -63,6 +63,8 @@ pub struct Options {
     pub bootstrap_tokens: Vec<String>,
     /// How long a lost node keeps its pods, milliseconds.
     pub eviction_grace_ms: i64,
+    /// How long the certificates that this server gives out are good.
+    pub certificate_life: jiff::SignedDuration,
     pub anonymous: bool,
     /// Run controllers and scheduler when this server leads.
     pub controllers: bool,
@@ -111,7 +113,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let peer_listener = std::net::TcpListener::bind(peer_listen)
         .with_context(|| format!("listening on {peer_listen} for the other servers"))?;
     let peers = join::prepare(&options, &files).await?;
-    let ca = Ca::load(files.ca()?)?;
+    let ca = Ca::load(files.ca()?)?.with_leaf_life(options.certificate_life);
     let own = ca.issue(&subject(&options, service_cidr)?)?;
     let tls = skiff_identity::server(ca.certificate(), &own)?;
     let api_addr = SocketAddr::new(options.advertise, options.listen.port()).to_string();
