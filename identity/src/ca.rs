@@ -175,6 +175,12 @@ pub fn request_key_hash(request: &str) -> Result<String, Error> {
     Ok(hex(&Sha256::digest(request.public_key.der_bytes())))
 }
 
+/// The same hash of the key in a certificate (DER); None where it cannot be read.
+pub fn certificate_key_hash(der: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    Some(hex(&Sha256::digest(&certificate.public_key().subject_public_key.data)))
+}
+
 /// The hash of a certificate (the first in `pem`).
 pub fn hash(pem: &str) -> Result<String, Error> {
     use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -220,6 +226,7 @@ mod tests {
         assert_eq!(request_key_hash(&first).unwrap(), request_key_hash(&second).unwrap());
         let certificate = ca.sign_request(&Subject::Node { name: "n1".into() }, &first).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).unwrap();
+        assert_eq!(certificate_key_hash(&pem.contents), request_key_hash(&first).ok(), "who it is of");
         let subject = pem.parse_x509().unwrap().subject().to_string();
         assert!(subject.contains("CN=system:node:n1") && subject.contains("O=system:nodes"), "{subject}");
     }

@@ -5,7 +5,10 @@ mod ca;
 mod tls;
 mod token;
 
-pub use ca::{Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, common_name, hash, organization, request, request_key_hash};
+pub use ca::{
+    Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, hash, organization, request,
+    request_key_hash,
+};
 pub use tls::{client, install_crypto, joining_client, server, server_name};
 pub use token::{Role, Token, random_text};
 

@@ -90,6 +90,17 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
     Ok(Enrolled { ca: answer.ca, own: Pair { certificate: answer.certificate, key: key_pem }, servers })
 }
 
+/// Takes the node in again whose Node was deleted: with the key that it has, by which its certificate stands again.
+pub async fn join_again(dir: &Path, node: &str, server: &str, token: &Token) -> anyhow::Result<()> {
+    let path = dir.join("node.key");
+    let key = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (_, signing_request) = skiff_identity::request(Some(&key))?;
+    let request =
+        pb::JoinRequest { token: token.to_string(), name: node.to_owned(), signing_request, ..Default::default() };
+    let answer = join(server, token, request).await?;
+    write(&dir.join("node.crt"), &answer.certificate)
+}
+
 /// Keeps the addresses of all servers, for a start when the first one is gone.
 pub fn remember_servers(dir: &Path, servers: &[String]) -> anyhow::Result<()> {
     write(&dir.join("servers.json"), &serde_json::to_string(&Known { servers: servers.to_vec() })?)

@@ -3,12 +3,13 @@
 //! The state stream is with one server at a time, the next one when that ends. Heartbeats go to every server on a connection of their own, and every
 //! server may ask for streams. Reports are levels: the newest status of each pod is kept, and told again to a new server.
 
-use super::enrol::{Enrolled, remember_servers};
+use super::enrol::{self, Enrolled, remember_servers};
 use super::machine::Machine;
+use super::removed::{Refusals, Removed, Step};
 use super::tables::Tables;
 use super::wire;
 use crate::supervise;
-use skiff_identity::Pair;
+use skiff_identity::{Pair, Token};
 use skiff_pods::Report;
 use skiff_proto::fleet as pb;
 use skiff_proto::fleet::from_agent::Message as Up;
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -57,6 +58,7 @@ struct Inner {
     stopping: AtomicBool,
     /// Servers, one after the other, that knew less than this node does.
     behind: AtomicUsize,
+    refusals: Mutex<Refusals>,
 }
 
 /// The link. Cheap to clone.
@@ -70,7 +72,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Link {
-    pub fn start(dir: PathBuf, enrolled: Enrolled, machine: Machine) -> Link {
+    /// `token`: with which this node joins again if the cluster does not know it.
+    pub fn start(dir: PathBuf, enrolled: Enrolled, machine: Machine, token: Option<Token>) -> Link {
         let (calls, calls_out) = mpsc::channel(64);
         let inner = Inner {
             dir,
@@ -91,6 +94,7 @@ impl Link {
             calls_out: Mutex::new(Some(calls_out)),
             stopping: AtomicBool::new(false),
             behind: AtomicUsize::new(0),
+            refusals: Mutex::new(Refusals::new(token)),
         };
         let link = Link { inner: Arc::new(inner) };
         let (session, servers) = (link.clone(), link.clone());
@@ -224,9 +228,31 @@ impl Link {
             turn += 1;
             match self.session(&addr).await {
                 Ok(()) => tracing::debug!(addr, "the session ended"),
-                Err(e) => tracing::debug!(addr, "no session: {e:#}"),
+                Err(e) => {
+                    tracing::debug!(addr, "no session: {e:#}");
+                    if e.downcast_ref::<Removed>().is_some() {
+                        self.was_refused(&addr, &e).await;
+                    }
+                }
             }
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// A server does not know this node.
+    async fn was_refused(&self, addr: &str, why: &anyhow::Error) {
+        let step = lock(&self.inner.refusals).refused(Instant::now());
+        match step {
+            Step::Nothing => {}
+            Step::Tell => tracing::error!("{why:#}"),
+            Step::Join(token) => {
+                match enrol::join_again(&self.inner.dir, self.inner.machine.name(), addr, &token).await {
+                    Ok(()) => {
+                        tracing::info!("this node was removed from the cluster, and has joined again with its token")
+                    }
+                    Err(e) => tracing::error!("{why:#}; joining again with the token: {e:#}"),
+                }
+            }
         }
     }
 
@@ -240,7 +266,11 @@ impl Link {
         let register = pb::Register { node, node_json: object.to_string().into(), boot_id: String::new(), revision };
         send.send(pb::FromAgent { message: Some(Up::Register(register)) }).await?;
         let mut client = wire::client(self.channel(addr)?);
-        let answer = client.session(ReceiverStream::new(outgoing)).await.map_err(|s| wire::explain(addr, &s))?;
+        let ended = |status: &tonic::Status| match status.code() {
+            tonic::Code::Unauthenticated => Removed(status.message().to_owned()).into(),
+            _ => wire::explain(addr, status),
+        };
+        let answer = client.session(ReceiverStream::new(outgoing)).await.map_err(|s| ended(&s))?;
         let mut incoming = answer.into_inner();
         {
             // A new server knows nothing of what the last one was told.
@@ -261,7 +291,7 @@ impl Link {
                         if status.code() == tonic::Code::OutOfRange {
                             inner.behind.fetch_add(1, Ordering::Relaxed);
                         }
-                        return Err(wire::explain(addr, &status));
+                        return Err(ended(&status));
                     }
                 }
             }
@@ -279,6 +309,7 @@ impl Link {
                     }
                     self.inner.servers.send_replace(welcome.servers.clone());
                 }
+                lock(&self.inner.refusals).taken_in();
                 self.inner.welcome.send_replace(Some(welcome));
             }
             Some(Message::Objects(objects)) => self.hear_objects(objects),

@@ -62,6 +62,11 @@ impl Machine {
         }
     }
 
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.node
+    }
+
     /// The Node object. `ready`: None while the node is not wired up yet.
     pub fn object(&self, ready: bool) -> Value {
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };

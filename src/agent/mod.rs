@@ -14,6 +14,7 @@ mod images;
 mod link;
 mod machine;
 mod names;
+mod removed;
 mod streams;
 mod tables;
 pub mod wire;
@@ -75,7 +76,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     runtime.images().trust(options.data_dir.join("registries"));
     let machine = machine::Machine::read(&options.node, node_ip, &options.labels);
-    let link = link::Link::start(dir.clone(), enrolled, machine.clone());
+    let token = options.token.as_deref().map(str::parse).transpose()?;
+    let link = link::Link::start(dir.clone(), enrolled, machine.clone(), token);
     let welcome = link.welcome(&dir).await?;
     let network = wiring::network(&options, &dir, node_ip, &welcome).await?;
     let (desired_in, desired) = watch::channel(Arc::default());

@@ -3,7 +3,7 @@
 //! Without a certificate there is one thing to ask, to join, and that is a small message. Everything else needs a node's certificate (its name goes
 //! with the request), an administrator's or a server's.
 
-use super::nodes;
+use super::{nodes, standing};
 use axum::body::Body;
 use http::{Request, Response};
 use skiff_apiserver::{GrpcService, PeerCertificate};
@@ -21,6 +21,7 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Serves `fleet` to whoever may.
 pub fn open(fleet: FleetService) -> GrpcService {
+    let view = fleet.view.clone();
     let strangers = FleetServer::new(fleet.clone()).max_decoding_message_size(JOIN_BYTES_MAX);
     let known = FleetServer::new(fleet)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -28,9 +29,14 @@ pub fn open(fleet: FleetService) -> GrpcService {
     Arc::new(move |mut request| {
         let certificate = request.extensions().get::<Option<PeerCertificate>>().cloned().flatten();
         let certificate = certificate.or_else(|| request.extensions().get::<PeerCertificate>().cloned());
+        let standing = certificate.as_ref().map_or(Ok(()), |c| standing::check(&view, &c.der));
         let is_known = certificate.is_some_and(|c| introduce(&mut request, &c.der));
         let mut service = if is_known { known.clone() } else { strangers.clone() };
         Box::pin(async move {
+            // Who was removed may join again, as anybody may.
+            if let (Err(why), false) = (standing, request.uri().path() == JOIN) {
+                return refused(&why);
+            }
             if !is_known && request.uri().path() != JOIN {
                 return refused("this needs a node's certificate; join the cluster first");
             }

@@ -14,12 +14,13 @@ mod join;
 mod node;
 mod nodes;
 mod scheduling;
+mod standing;
 mod upstream;
 mod view;
 
 use crate::supervise;
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo};
+use skiff_apiserver::{ApiServer, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo};
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
@@ -193,13 +194,15 @@ async fn start_api(
         config.endpoints = vec![api_addr.parse()?];
     }
     config.controllers = options.controllers;
+    let (view, changes) = view::follow(shared.store.clone());
+    let known = view.clone();
+    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
     let counted = beats.clone();
     let counts = move || counted.metrics(std::time::Instant::now()) + &supervise::metrics();
     config.further_metrics = Some(FurtherMetrics(Arc::new(counts)));
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
-    let (view, changes) = view::follow(shared.store.clone());
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone()));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
     let api = api.with_grpc(door::open(fleet));

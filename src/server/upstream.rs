@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 /// Attempts at a write that somebody else's write came before.
 const ATTEMPTS: usize = 10;
-const KEY_HASH: &str = "skiff.dev/node-key-hash";
+/// The hash of the key that claimed a node's name: the annotation of its Node.
+pub const KEY_HASH: &str = "skiff.dev/node-key-hash";
 
 #[derive(Clone)]
 pub struct ApiUpstream {
@@ -184,19 +185,14 @@ impl ApiUpstream {
         let (nodes, mut wanted) = (kind("nodes")?, parse(&object)?);
         let client = self.node(&node);
         let status = wanted["status"].take();
-        let exists = client.find(&nodes, "", &node).await.map_err(failed)?.is_some();
-        if exists {
-            // Null would mean that every label goes.
-            if wanted["metadata"]["labels"].is_object() {
-                let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
-                client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
-            }
-        } else {
-            wanted.as_object_mut().map(|o| o.remove("status"));
-            match client.create(&nodes, "", wanted).await {
-                Err(s) if s.reason != "AlreadyExists" => return Err(failed(s)),
-                _ => {}
-            }
+        // Joining makes the Node; who is not there any more was removed.
+        if client.find(&nodes, "", &node).await.map_err(failed)?.is_none() {
+            return Err(UpstreamError::Refused(skiff_fleet::removed(&node)));
+        }
+        // Null would mean that every label goes.
+        if wanted["metadata"]["labels"].is_object() {
+            let labels = json!({"metadata": {"labels": wanted["metadata"]["labels"]}});
+            client.patch(&nodes, "", &node, "", PatchType::Merge, &labels).await.map_err(failed)?;
         }
         self.do_node_status(node, status).await
     }

@@ -36,6 +36,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("a user: nobody grants what they do not hold", users::granting),
     ("a stolen node: its requests", node::requests),
     ("a stolen node: its session", node::session),
+    ("a stolen node: once it was removed", node::removed),
     ("a local user: reads no key, no Secret, no image", local_user::reads_nothing),
     ("a local user: sees no token in any process's arguments", local_user::sees_no_token),
     ("an object: no number ends a controller", objects::huge_numbers),

@@ -1,11 +1,12 @@
 //! Somebody who has taken a node: its disk, its certificate and its key. They have what runs on it; they must get no more.
 
 use crate::holder::{refused, secret, stolen, with_node};
-use crate::local::{Local, block_on, text_of};
+use crate::local::{Local, block_on, text_of, until};
 use crate::pods;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use skiff::agent::wire;
+use skiff::commands::cluster::is_ready;
 use skiff_proto::fleet as pb;
 use skiff_proto::fleet::from_agent::Message as Up;
 use skiff_proto::fleet::to_agent::Message as Down;
@@ -174,5 +175,35 @@ pub fn session(local: &Local) -> anyhow::Result<()> {
             "its status is forged: {now}"
         );
         pods::remove(admin, "target", &[&format!("{}/target", pods::PODS)]).await
+    })
+}
+
+/// `a1` after its Node was deleted: its certificate lasts for a year, and is nobody's at once. Its own agent says so and does not come back by itself; it does when
+/// somebody starts it with a token.
+pub fn removed(local: &Local) -> anyhow::Result<()> {
+    let cluster = local.cluster()?;
+    let admin = &cluster.api;
+    let thief = with_node(local, "a1")?;
+    let own = stolen(local, "a1")?;
+    let log = local.dir.join("a1.log");
+    let complaint = "its Node was deleted. To take it in again, start its agent with a token";
+    block_on(async {
+        thief.get("/api/v1/nodes/a1").await?;
+        admin.delete("/api/v1/nodes/a1", &json!({})).await?;
+        until("its certificate is refused", || async { Ok(thief.get("/api/v1/nodes/a1").await.is_err()) }).await?;
+        refused("a request", thief.get("/api/v1/nodes/a1").await, 401)?;
+        let channel = wire::channel(&format!("127.0.0.1:{}", cluster.host.port()), &admin.ca, Some(&own))?;
+        let calls = wire::client(channel).calls(pb::Hello::default()).await;
+        ensure!(calls.as_ref().is_err_and(|s| s.code() == tonic::Code::Unauthenticated), "a call: {:?}", calls.err());
+        until("its agent says what to do", || async { Ok(std::fs::read_to_string(&log)?.contains(complaint)) }).await?;
+        refused("it stays removed", admin.get("/api/v1/nodes/a1").await, 404)?;
+        cluster.host.kill("a1", nix::sys::signal::Signal::SIGKILL)?;
+        until("it has ended", || async {
+            Ok(cluster.host.status()?.nodes.iter().any(|n| n.name == "a1" && n.pid.is_none()))
+        })
+        .await?;
+        cluster.host.restart("a1")?;
+        until("it is Ready again", || async { Ok(is_ready(&admin.get("/api/v1/nodes/a1").await?)) }).await?;
+        thief.get("/api/v1/nodes/a1").await.map(drop)
     })
 }

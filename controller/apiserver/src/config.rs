@@ -28,8 +28,20 @@ pub struct Config {
     pub endpoints: Vec<std::net::SocketAddr>,
     /// Whether controllers run elsewhere in this process: without them, nothing makes the default accounts.
     pub controllers: bool,
+    /// Whether a certificate of the cluster's authority is still good: asked for every request that comes with one.
+    pub certificates: Option<CertificateCheck>,
     /// What the rest of the process counts, in the Prometheus text format: joined to `/metrics`.
     pub further_metrics: Option<FurtherMetrics>,
+}
+
+/// Says of a client certificate (DER), which TLS has verified, why it is good no longer.
+#[derive(Clone)]
+pub struct CertificateCheck(pub Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>);
+
+impl std::fmt::Debug for CertificateCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CertificateCheck(..)")
+    }
 }
 
 /// Writes some metrics.
@@ -56,6 +68,7 @@ impl Config {
             advertise: String::new(),
             endpoints: Vec::new(),
             controllers: true,
+            certificates: None,
             further_metrics: None,
         }
     }

@@ -44,7 +44,7 @@ mod verbs;
 pub use auth::jwt::TokenSigner;
 pub use auth::user::UserInfo;
 pub use client::{Client, Event, Listed, PatchType, Select, next_event};
-pub use config::{Cidr, Config, FurtherMetrics};
+pub use config::{CertificateCheck, Cidr, Config, FurtherMetrics};
 pub use endpoints::version;
 pub use http::yaml::write as write_yaml;
 pub use node::NodeConnector;

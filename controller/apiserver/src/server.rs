@@ -255,9 +255,13 @@ impl ApiServer {
         let head = request.method() == Method::HEAD;
         let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
         let mut warnings = Vec::new();
+        let standing = self.is_good(request.extensions().get::<PeerCertificate>());
         let (info, outcome) = match info {
             Ok(info) => {
-                let outcome = self.route(request, &info, query, certificate, address, &mut warnings).await;
+                let outcome = match standing {
+                    Ok(()) => self.route(request, &info, query, certificate, address, &mut warnings).await,
+                    Err(refused) => Err(refused),
+                };
                 (info, outcome)
             }
             // Who it is comes first: strangers do not learn which paths there are.
@@ -284,6 +288,12 @@ impl ApiServer {
         let (verb, resource) = metrics::labels(&info);
         self.state.metrics.end(verb, &resource, response.status().as_u16(), began.elapsed());
         response
+    }
+
+    /// Refuses a certificate that was good once: of a node that was removed, say.
+    fn is_good(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
+        let (Some(certificate), Some(check)) = (certificate, &self.state.config.certificates) else { return Ok(()) };
+        (check.0)(&certificate.der).map_err(|why| Status { message: why, ..Status::unauthorized() })
     }
 
     async fn route(

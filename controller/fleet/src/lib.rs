@@ -17,7 +17,7 @@ mod upstream;
 
 pub use beats::{Beats, Detector};
 pub use calls::{CallError, CallStream, Calls};
-pub use service::{FleetService, NodeName, Trusted};
+pub use service::{FleetService, NodeName, Trusted, removed};
 pub use upstream::{Upstream, UpstreamError, Welcome};
 
 use skiff_api::view::View;

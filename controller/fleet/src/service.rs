@@ -35,6 +35,14 @@ pub struct NodeName(pub String);
 #[derive(Clone, Copy, Debug)]
 pub struct Trusted;
 
+/// What a node hears whose Node was deleted.
+pub fn removed(node: &str) -> String {
+    format!(
+        "the node {node:?} is not part of this cluster any more: its Node was deleted. To take it in again, start its agent with a token \
+         (skiff token create)"
+    )
+}
+
 /// Serves agents.
 #[derive(Clone)]
 pub struct FleetService {
@@ -290,6 +298,9 @@ impl FleetService {
         loop {
             revision.borrow_and_update();
             acknowledgements.borrow_and_update();
+            if self.view.read().nodes.get(&Key::new("", node)).is_none() {
+                return Err(Status::unauthenticated(removed(node)));
+            }
             // Servers come and go; agents beat to all of them.
             let welcome = self.welcome(pod_cidr);
             if welcomed.as_ref() != Some(&welcome) {
