@@ -151,11 +151,23 @@ impl Pair {
     }
 
     fn renewal_due_at(&self, now: Timestamp) -> bool {
-        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()) else { return true };
-        let Ok(certificate) = pem.parse_x509() else { return true };
+        self.half_life().is_none_or(|half| now.as_second() > half)
+    }
+
+    /// How long it is until then; nothing when it is due, or when the certificate cannot be read.
+    pub fn renewal_in(&self) -> std::time::Duration {
+        let left =
+            self.half_life().map_or(0, |half| half.saturating_sub(Timestamp::now().as_second()).saturating_add(1));
+        std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0))
+    }
+
+    /// The middle of the certificate's life, Unix seconds.
+    fn half_life(&self) -> Option<i64> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).ok()?;
+        let certificate = pem.parse_x509().ok()?;
         let validity = certificate.validity();
         let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        now.as_second() > from.saturating_add(to.saturating_sub(from) / 2)
+        Some(from.saturating_add(to.saturating_sub(from) / 2))
     }
 }
 

@@ -2,6 +2,7 @@
 //! made of them. Both sides of every connection need it; it opens none itself.
 
 mod ca;
+mod own;
 mod tls;
 mod token;
 
@@ -9,7 +10,8 @@ pub use ca::{
     Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, hash, organization, request,
     request_key_hash,
 };
-pub use tls::{client, install_crypto, joining_client, server, server_name};
+pub use own::Own;
+pub use tls::{client, client_with, install_crypto, joining_client, server, server_name, server_with};
 pub use token::{Role, Token, random_text};
 
 /// What went wrong with a key, a certificate or a token.

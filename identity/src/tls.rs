@@ -5,6 +5,7 @@
 //! the authority with that hash.
 
 use crate::ca::{Pair, hex};
+use crate::own::Own;
 use crate::{Error, SERVER_NAME};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -21,15 +22,15 @@ pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|e| Error::Pem(e.to_string()))
 }
 
-fn key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
+pub(crate) fn key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Error::Pem(e.to_string()))
 }
 
@@ -43,6 +44,11 @@ fn roots(ca: &str) -> Result<Arc<RootCertStore>, Error> {
 
 /// A server that takes clients with a certificate of `ca`, and clients with none (their requests are judged by other means).
 pub fn server(ca: &str, own: &Pair) -> Result<Arc<ServerConfig>, Error> {
+    server_with(ca, &Own::new(own.clone())?)
+}
+
+/// The same with a certificate that may be replaced meanwhile.
+pub fn server_with(ca: &str, own: &Own) -> Result<Arc<ServerConfig>, Error> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
         .allow_unauthenticated()
         .build()
@@ -50,18 +56,24 @@ pub fn server(ca: &str, own: &Pair) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&own.certificate)?, key(&own.key)?)?;
+        .with_cert_resolver(Arc::new(own.clone()));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
 /// A client that trusts `ca`, with a certificate of its own where it has one. ALPN is left to the caller.
 pub fn client(ca: &str, own: Option<&Pair>) -> Result<ClientConfig, Error> {
+    let own = own.map(|own| Own::new(own.clone())).transpose()?;
+    client_with(ca, own.as_ref())
+}
+
+/// The same with a certificate that may be replaced meanwhile.
+pub fn client_with(ca: &str, own: Option<&Own>) -> Result<ClientConfig, Error> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(ca)?);
     Ok(match own {
-        Some(own) => builder.with_client_auth_cert(certificates(&own.certificate)?, key(&own.key)?)?,
+        Some(own) => builder.with_client_cert_resolver(Arc::new(own.clone())),
         None => builder.with_no_client_auth(),
     })
 }

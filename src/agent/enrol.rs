@@ -90,6 +90,19 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
     Ok(Enrolled { ca: answer.ca, own: Pair { certificate: answer.certificate, key: key_pem }, servers })
 }
 
+/// A new certificate for the key that this node has. The key is what counts: a server gives one to whoever can sign with the key that the Node names, also when the old
+/// certificate has ended.
+pub async fn renew(dir: &Path, node: &str, server: &str, ca: &str) -> anyhow::Result<Pair> {
+    let path = dir.join("node.key");
+    let key = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (key, signing_request) = skiff_identity::request(Some(&key))?;
+    let request = pb::JoinRequest { name: node.to_owned(), signing_request, ..Default::default() };
+    let answer = wire::client(wire::channel(server, ca, None)?).join(request).await;
+    let certificate = answer.map_err(|status| wire::explain(server, &status))?.into_inner().certificate;
+    write(&dir.join("node.crt"), &certificate)?;
+    Ok(Pair { certificate, key })
+}
+
 /// Takes the node in again whose Node was deleted: with the key that it has, by which its certificate stands again.
 pub async fn join_again(dir: &Path, node: &str, server: &str, token: &Token) -> anyhow::Result<()> {
     let path = dir.join("node.key");

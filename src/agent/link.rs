@@ -9,7 +9,7 @@ use super::removed::{Refusals, Removed, Step};
 use super::tables::Tables;
 use super::wire;
 use crate::supervise;
-use skiff_identity::{Pair, Token};
+use skiff_identity::{Own, Token};
 use skiff_pods::Report;
 use skiff_proto::fleet as pb;
 use skiff_proto::fleet::from_agent::Message as Up;
@@ -24,6 +24,9 @@ use tonic::transport::Channel;
 
 const BEAT_EVERY: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_millis(100);
+/// A renewal that failed is tried again after this; and it is looked at least so often whether one is due, whatever happens to the clock.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
+const RENEW_LOOK: Duration = Duration::from_secs(3600);
 /// The node's own conditions are told anew this often.
 const STATUS_EVERY: Duration = Duration::from_secs(60);
 /// A stream on which nothing can be sent for this long is given up.
@@ -41,7 +44,7 @@ struct Outbox {
 struct Inner {
     dir: PathBuf,
     ca: String,
-    own: Pair,
+    own: Own,
     servers: watch::Sender<Vec<String>>,
     machine: Machine,
     ready: AtomicBool,
@@ -73,12 +76,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Link {
     /// `token`: with which this node joins again if the cluster does not know it.
-    pub fn start(dir: PathBuf, enrolled: Enrolled, machine: Machine, token: Option<Token>) -> Link {
+    pub fn start(
+        dir: PathBuf,
+        enrolled: Enrolled,
+        machine: Machine,
+        token: Option<Token>,
+    ) -> Result<Link, skiff_identity::Error> {
         let (calls, calls_out) = mpsc::channel(64);
         let inner = Inner {
             dir,
             ca: enrolled.ca,
-            own: enrolled.own,
+            own: Own::new(enrolled.own)?,
             servers: watch::Sender::new(enrolled.servers),
             machine,
             ready: AtomicBool::new(false),
@@ -100,7 +108,9 @@ impl Link {
         let (session, servers) = (link.clone(), link.clone());
         tokio::spawn(supervise::forever("session", move || session.clone().hold_session()));
         tokio::spawn(supervise::forever("servers", move || servers.clone().hold_every_server()));
-        link
+        let renewing = link.clone();
+        tokio::spawn(supervise::forever("certificate", move || renewing.clone().renew()));
+        Ok(link)
     }
 
     /// What the cluster is like: from the first server that answers, or, after a restart, from what was kept.
@@ -236,6 +246,27 @@ impl Link {
                 }
             }
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Has this node's certificate made anew at half of its life, by whichever server answers. One that has ended already does not matter: the key counts.
+    async fn renew(self) {
+        loop {
+            tokio::time::sleep(self.inner.own.pair().renewal_in().clamp(RENEW_AGAIN, RENEW_LOOK)).await;
+            if !self.inner.own.pair().renewal_due() {
+                continue;
+            }
+            for addr in self.servers() {
+                let (dir, node) = (&self.inner.dir, self.inner.machine.name());
+                let renewed = enrol::renew(dir, node, &addr, &self.inner.ca).await;
+                match renewed.and_then(|pair| Ok(self.inner.own.replace(pair)?)) {
+                    Ok(()) => {
+                        tracing::info!("this node's certificate was renewed");
+                        break;
+                    }
+                    Err(e) => tracing::warn!("this node's certificate could not be renewed, trying again: {e:#}"),
+                }
+            }
         }
     }
 

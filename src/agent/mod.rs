@@ -77,7 +77,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     runtime.images().trust(options.data_dir.join("registries"));
     let machine = machine::Machine::read(&options.node, node_ip, &options.labels);
     let token = options.token.as_deref().map(str::parse).transpose()?;
-    let link = link::Link::start(dir.clone(), enrolled, machine.clone(), token);
+    let link = link::Link::start(dir.clone(), enrolled, machine.clone(), token)?;
     let welcome = link.welcome(&dir).await?;
     let network = wiring::network(&options, &dir, node_ip, &welcome).await?;
     let (desired_in, desired) = watch::channel(Arc::default());

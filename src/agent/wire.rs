@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use skiff_identity::Pair;
+use skiff_identity::{Own, Pair};
 use skiff_proto::fleet::fleet_client::FleetClient;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ pub const WATCHFUL: Duration = Duration::from_secs(1);
 pub const PATIENT: Duration = Duration::from_secs(15);
 
 /// A channel that dials `addr` (`host:port`) when it is used.
-pub fn channel(addr: &str, ca: &str, own: Option<&Pair>) -> anyhow::Result<Channel> {
-    with_tls(addr, skiff_identity::client(ca, own)?, WATCHFUL)
+pub fn channel(addr: &str, ca: &str, own: Option<&Own>) -> anyhow::Result<Channel> {
+    with_tls(addr, skiff_identity::client_with(ca, own)?, WATCHFUL)
 }
 
 /// The same with any TLS configuration.

@@ -195,8 +195,10 @@ fn words(words: &[&str]) -> anyhow::Result<Vec<String>> {
 fn spawn(host: &Host, dir: &Path, name: &str, argv: Vec<String>, secret: (&str, String)) -> anyhow::Result<()> {
     let log = dir.join(format!("{name}.log"));
     let mut env = BTreeMap::from([(secret.0.to_owned(), secret.1)]);
-    if let Ok(filter) = std::env::var("SKIFF_LOG") {
-        env.insert("SKIFF_LOG".to_owned(), filter);
+    for variable in ["SKIFF_LOG", "SKIFF_CERTIFICATE_LIFE"] {
+        if let Ok(value) = std::env::var(variable) {
+            env.insert(variable.to_owned(), value);
+        }
     }
     host.spawn(NodeSpec { name: name.to_owned(), argv, env, log }).with_context(|| format!("starting {name}"))?;
     Ok(())

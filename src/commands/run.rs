@@ -26,8 +26,8 @@ pub struct ServerArgs {
     /// host:port of a server to join
     #[arg(long, requires = "token")]
     join: Option<String>,
-    /// How long the certificates that this server gives out are good, for trials. Nothing renews them while it runs.
-    #[arg(long, hide = true, default_value_t = skiff_identity::LEAF_LIFE)]
+    /// How long the certificates that this server gives out are good, for trials: each is renewed at half of it
+    #[arg(long, hide = true, env = "SKIFF_CERTIFICATE_LIFE", default_value_t = skiff_identity::LEAF_LIFE)]
     certificate_life: jiff::SignedDuration,
     /// A server's token (skiff token create --server)
     #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]

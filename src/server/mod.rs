@@ -13,6 +13,7 @@ mod images;
 mod join;
 mod node;
 mod nodes;
+mod renew;
 mod scheduling;
 mod standing;
 mod upstream;
@@ -84,7 +85,7 @@ pub(crate) struct Shared {
     pub service_cidr: Cidr,
     pub images: images::Images,
     /// This server's certificate, for when it is a client of its peers.
-    pub own: skiff_identity::Pair,
+    pub own: skiff_identity::Own,
     /// Whether joining machines are judged yet: before that, a token may only not have been written.
     pub admits: std::sync::atomic::AtomicBool,
 }
@@ -115,8 +116,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("listening on {peer_listen} for the other servers"))?;
     let peers = join::prepare(&options, &files).await?;
     let ca = Ca::load(files.ca()?)?.with_leaf_life(options.certificate_life);
-    let own = ca.issue(&subject(&options, service_cidr)?)?;
-    let tls = skiff_identity::server(ca.certificate(), &own)?;
+    let subject = subject(&options, service_cidr)?;
+    let own = ca.issue(&subject)?;
+    let shown = skiff_identity::Own::new(own.clone())?;
+    let tls = skiff_identity::server_with(ca.certificate(), &shown)?;
     let api_addr = SocketAddr::new(options.advertise, options.listen.port()).to_string();
     let store = Store::start(skiff_store::Config {
         dir: Some(files.store()),
@@ -142,11 +145,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         store: store.clone(),
         service_cidr,
         images,
-        own,
+        own: shown,
         admits: false.into(),
     });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
-    files_for_people(&shared, &options)?;
+    files_for_people(&shared)?;
+    let renewing = shared.clone();
+    tokio::spawn(supervise::forever("certificate", move || renew::run(renewing.clone(), subject.clone())));
     let client = api.client(UserInfo::apiserver());
     api.ready().await;
     for token in &options.bootstrap_tokens {
@@ -242,10 +247,10 @@ fn subject(options: &Options, service_cidr: Cidr) -> anyhow::Result<Subject> {
 }
 
 /// A kubeconfig for the administrator, readable by root only.
-fn files_for_people(shared: &Shared, options: &Options) -> anyhow::Result<()> {
+pub(crate) fn files_for_people(shared: &Shared) -> anyhow::Result<()> {
     let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
     let pair = shared.ca.issue(&admin)?;
-    let server = format!("https://127.0.0.1:{}", options.listen.port());
+    let server = format!("https://127.0.0.1:{}", shared.options.listen.port());
     shared.files.write_secret("admin.kubeconfig", &crate::client::kubeconfig(&server, shared.ca.certificate(), &pair))
 }
 

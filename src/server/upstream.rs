@@ -96,6 +96,9 @@ impl ApiUpstream {
 
     async fn do_join(self, request: pb::JoinRequest) -> Result<pb::JoinAnswer, UpstreamError> {
         let refused = |why: &dyn std::fmt::Display| UpstreamError::Refused(why.to_string());
+        if request.token.is_empty() {
+            return self.renew(request).await;
+        }
         let token: Token = request.token.parse().map_err(|e| refused(&e))?;
         if !self.shared.admits.load(std::sync::atomic::Ordering::Acquire) {
             return Err(UpstreamError::Unavailable("this server is starting".into()));
@@ -123,6 +126,29 @@ impl ApiUpstream {
             }
         }
         Ok(answer)
+    }
+
+    /// A certificate for a node that has joined already, whatever became of the one it has: for the key that its Node names, with which the request is signed. Whoever
+    /// else asks gets nothing that they could use.
+    async fn renew(&self, request: pb::JoinRequest) -> Result<pb::JoinAnswer, UpstreamError> {
+        let refused = |why: &dyn std::fmt::Display| UpstreamError::Refused(why.to_string());
+        let hash = skiff_identity::request_key_hash(&request.signing_request).map_err(|e| refused(&e))?;
+        let node = self.registrar().find(&*kind("nodes")?, "", &request.name).await.map_err(failed)?;
+        let named = node.as_ref().and_then(|n| n["metadata"]["annotations"][KEY_HASH].as_str());
+        if named != Some(hash.as_str()) {
+            return Err(UpstreamError::Refused(format!(
+                "the cluster has no node {:?} with this key; join it with a token (skiff token create)",
+                request.name
+            )));
+        }
+        let subject = Subject::Node { name: request.name };
+        let certificate = self.shared.ca.sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
+        Ok(pb::JoinAnswer {
+            ca: self.shared.ca.certificate().to_owned(),
+            certificate,
+            servers: self.shared.servers(),
+            ..Default::default()
+        })
     }
 
     async fn check_token(&self, token: &Token) -> Result<(), UpstreamError> {

@@ -108,7 +108,7 @@ pub fn requests(local: &Local) -> anyhow::Result<()> {
 pub fn session(local: &Local) -> anyhow::Result<()> {
     let cluster = local.cluster()?;
     let admin = &cluster.api;
-    let own = stolen(local, "a1")?;
+    let own = skiff_identity::Own::new(stolen(local, "a1")?)?;
     block_on(async {
         pods::start(admin, &pods::web("target", "a2")).await?;
         let target = admin.get(&format!("{}/target", pods::PODS)).await?;
@@ -184,7 +184,7 @@ pub fn removed(local: &Local) -> anyhow::Result<()> {
     let cluster = local.cluster()?;
     let admin = &cluster.api;
     let thief = with_node(local, "a1")?;
-    let own = stolen(local, "a1")?;
+    let own = skiff_identity::Own::new(stolen(local, "a1")?)?;
     let log = local.dir.join("a1.log");
     let complaint = "its Node was deleted. To take it in again, start its agent with a token";
     block_on(async {

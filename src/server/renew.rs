@@ -1,0 +1,28 @@
+//! A server's own certificate, made anew at half of its life: it holds the authority. Connections that are open go on; new ones show the new certificate.
+
+use super::Shared;
+use skiff_identity::Subject;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// It is looked at least this often, so that a clock that is set does not matter for long.
+const LOOK: Duration = Duration::from_secs(3600);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs as long as the process. `subject`: whom the certificate is for.
+pub async fn run(shared: Arc<Shared>, subject: Subject) {
+    loop {
+        tokio::time::sleep(shared.own.pair().renewal_in().clamp(LOOK_AGAIN, LOOK)).await;
+        if !shared.own.pair().renewal_due() {
+            continue;
+        }
+        let renewed = shared.ca.issue(&subject).and_then(|pair| shared.own.replace(pair));
+        match renewed {
+            Ok(()) => tracing::info!("this server's certificate was renewed"),
+            Err(e) => tracing::error!("this server's certificate could not be renewed, trying again: {e}"),
+        }
+        if let Err(e) = super::files_for_people(&shared) {
+            tracing::error!("the administrator's kubeconfig could not be renewed: {e:#}");
+        }
+    }
+}
