@@ -19,10 +19,9 @@ pub fn a_watch_of_one_name(local: &Local) -> anyhow::Result<()> {
         refused("another's", api.get(&format!("{SECRETS}/theirs")).await, 403)?;
         refused("all", api.get(SECRETS).await, 403)?;
         refused("all, watched", api.get(&format!("{SECRETS}?watch=1&timeoutSeconds=1")).await, 403)?;
-        let other = format!(
-            "/api/v1/watch/namespaces/default/secrets/mine?fieldSelector=metadata.name%3Dtheirs&timeoutSeconds=1"
-        );
-        ensure!(api.get(&other).await.is_err(), "two names at once");
+        let other =
+            "/api/v1/watch/namespaces/default/secrets/mine?fieldSelector=metadata.name%3Dtheirs&timeoutSeconds=1";
+        ensure!(api.get(other).await.is_err(), "two names at once");
         for path in [
             "/api/v1/watch/namespaces/default/secrets/mine?timeoutSeconds=2".to_owned(),
             format!("{SECRETS}?watch=1&fieldSelector=metadata.name%3Dmine&timeoutSeconds=2"),

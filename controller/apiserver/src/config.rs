@@ -34,9 +34,12 @@ pub struct Config {
     pub further_metrics: Option<FurtherMetrics>,
 }
 
-/// Says of a client certificate (DER), which TLS has verified, why it is good no longer.
+/// Why a client certificate (DER) is good no longer.
+type Standing = dyn Fn(&[u8]) -> Result<(), String> + Send + Sync;
+
+/// Says of a client certificate, which TLS has verified, whether it is still good.
 #[derive(Clone)]
-pub struct CertificateCheck(pub Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>);
+pub struct CertificateCheck(pub Arc<Standing>);
 
 impl std::fmt::Debug for CertificateCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
