@@ -2,8 +2,8 @@
 //! when the Node is deleted its certificate is nobody's, whatever it says and however long it lasts.
 
 use super::nodes;
-use super::upstream::KEY_HASH;
 use skiff_api::view::Key;
+use skiff_apiserver::NODE_KEY_HASH;
 use skiff_fleet::SharedView;
 
 /// Why a certificate (DER) is good no longer.
@@ -13,11 +13,13 @@ pub fn check(view: &SharedView, der: &[u8]) -> Result<(), String> {
     let Some(node) = nodes::name_in(der) else { return Ok(()) };
     let object = view.read().nodes.get(&Key::new("", &node)).cloned();
     let Some(object) = object else { return Err(skiff_fleet::removed(&node)) };
-    let claimed = object.metadata.annotations.as_ref().and_then(|a| a.get(KEY_HASH));
-    match claimed {
-        Some(claimed) if skiff_identity::certificate_key_hash(der).as_ref() != Some(claimed) => {
-            Err(format!("the name {node:?} belongs to another machine now, which has joined with a key of its own"))
-        }
-        _ => Ok(()),
+    let claimed = object.metadata.annotations.as_ref().and_then(|a| a.get(NODE_KEY_HASH));
+    // A Node that says nothing of a key was claimed by nobody yet.
+    match claimed.is_some() && skiff_identity::certificate_key_hash(der).as_ref() == claimed {
+        true => Ok(()),
+        false => Err(format!(
+            "the node {node:?} is not known by this key: another machine has joined by that name, or its Node was made anew. Join again with a token \
+             (skiff token create)"
+        )),
     }
 }

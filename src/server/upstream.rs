@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use skiff_api::kinds::{self, Kind};
 use skiff_api::status::Status;
 use skiff_api::view::Key;
-use skiff_apiserver::{ApiServer, Client, DeleteOptions, PatchType, UserInfo};
+use skiff_apiserver::{ApiServer, Client, DeleteOptions, NODE_KEY_HASH, PatchType, UserInfo};
 use skiff_fleet::{Upstream, UpstreamError, Welcome};
 use skiff_identity::{Role, Subject, Token};
 use skiff_proto::fleet as pb;
@@ -20,8 +20,6 @@ use std::sync::Arc;
 
 /// Attempts at a write that somebody else's write came before.
 const ATTEMPTS: usize = 10;
-/// The hash of the key that claimed a node's name: the annotation of its Node.
-pub const KEY_HASH: &str = "skiff.dev/node-key-hash";
 
 #[derive(Clone)]
 pub struct ApiUpstream {
@@ -134,7 +132,7 @@ impl ApiUpstream {
         let refused = |why: &dyn std::fmt::Display| UpstreamError::Refused(why.to_string());
         let hash = skiff_identity::request_key_hash(&request.signing_request).map_err(|e| refused(&e))?;
         let node = self.registrar().find(&*kind("nodes")?, "", &request.name).await.map_err(failed)?;
-        let named = node.as_ref().and_then(|n| n["metadata"]["annotations"][KEY_HASH].as_str());
+        let named = node.as_ref().and_then(|n| n["metadata"]["annotations"][NODE_KEY_HASH].as_str());
         if named != Some(hash.as_str()) {
             return Err(UpstreamError::Refused(format!(
                 "the cluster has no node {:?} with this key; join it with a token (skiff token create)",
@@ -183,21 +181,21 @@ impl ApiUpstream {
         let hash = skiff_identity::request_key_hash(&request.signing_request).map_err(|e| refused(&e))?;
         let nodes = kind("nodes")?;
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": request.name,
-            "annotations": {KEY_HASH: hash}, "labels": {"kubernetes.io/hostname": request.name}}});
+            "annotations": {NODE_KEY_HASH: hash}, "labels": {"kubernetes.io/hostname": request.name}}});
         match self.registrar().create(&nodes, "", node).await {
             Ok(_) => return Ok(()),
             Err(status) if status.reason == "AlreadyExists" => {}
             Err(status) => return Err(failed(status)),
         }
         let there = self.registrar().get(&nodes, "", &request.name).await.map_err(failed)?;
-        match there["metadata"]["annotations"][KEY_HASH].as_str() {
+        match there["metadata"]["annotations"][NODE_KEY_HASH].as_str() {
             Some(owner) if owner != hash => Err(UpstreamError::Refused(format!(
                 "the name {:?} belongs to another machine; choose another --node-name, or delete that node first (kubectl delete node {})",
                 request.name, request.name
             ))),
             Some(_) => Ok(()),
             None => {
-                let patch = json!({"metadata": {"annotations": {KEY_HASH: hash}}});
+                let patch = json!({"metadata": {"annotations": {NODE_KEY_HASH: hash}}});
                 self.registrar()
                     .patch(&nodes, "", &request.name, "", PatchType::Merge, &patch)
                     .await

@@ -14,11 +14,19 @@ const NOBODY: u32 = 65534;
 fn readable(dir: &Path) -> anyhow::Result<String> {
     let mut find = Command::new("find");
     find.arg(dir).args(["-type", "f", "-readable"]).uid(NOBODY).gid(NOBODY).current_dir("/");
-    Ok(String::from_utf8_lossy(&find.output()?.stdout).into_owned())
+    let output = find.output()?;
+    ensure!(output.status.code().is_some(), "find was killed");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub fn reads_nothing(local: &Local) -> anyhow::Result<()> {
-    // Something to be found: a pod with a Secret in its environment.
+    // That user can read something, so that an empty answer means what it says.
+    let open = local.dir.join("open");
+    std::fs::create_dir_all(&open)?;
+    std::fs::write(open.join("for-all"), "x")?;
+    std::fs::set_permissions(open.join("for-all"), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    ensure!(readable(&open)?.contains("for-all"), "another user can read what is open");
+    // Something to be found: a pod, with its record, its volumes and its image.
     let cluster = local.cluster()?;
     block_on(async {
         pods::start(&cluster.api, &pods::web("looked-for", "a1")).await?;

@@ -65,6 +65,8 @@ pub fn requests(local: &Local) -> anyhow::Result<()> {
                 "a label that others trust",
                 json!({"metadata": {"labels": {"node-restriction.kubernetes.io/zone": "safe"}}}),
             ),
+            ("its identity", json!({"metadata": {"annotations": {"skiff.dev/node-key-hash": "0".repeat(64)}}})),
+            ("no identity", json!({"metadata": {"annotations": {"skiff.dev/node-key-hash": null}}})),
             ("a role", json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}})),
         ] {
             refused(what, thief.patch("/api/v1/nodes/a1", merge, &change).await, 403)?;

@@ -3,7 +3,7 @@
 use crate::holder::{secret, token};
 use crate::local::{Local, block_on, until};
 use crate::pods;
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use skiff::commands::cluster::is_ready;
 
@@ -84,12 +84,25 @@ pub fn planted(local: &Local) -> anyhow::Result<()> {
             {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "value"}}},
             {"name": "MISSING", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "no-such-key"}}}]);
         api.post(pods::PODS, &pod).await?;
+        // And one that runs with it, so that it goes all the way down.
+        let mut running = pods::web("planted-runs", "a1");
+        running["metadata"]["labels"]["app"] = "planted".into();
+        let env = running["spec"]["containers"][0]["env"].as_array_mut().context("its environment")?;
+        env.push(json!({"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "value"}}}));
+        pods::start(&api, &running).await?;
         until("an event tells of it", || async {
             let events = api.get("/api/v1/namespaces/default/events").await?.to_string();
             Ok(events.contains("no-such-key"))
         })
         .await?;
-        token(&api, "default", json!({})).await
+        let token = token(&api, "default", json!({})).await?;
+        // Used once, to be refused: it may nothing.
+        crate::holder::refused(
+            "a use of it",
+            crate::holder::with_token(local, "used", &token)?.get("/api/v1/secrets").await,
+            403,
+        )?;
+        anyhow::Ok(token)
     })?;
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, PLANTED);
     let needles = [PLANTED.to_owned(), encoded, join, account];
@@ -98,8 +111,14 @@ pub fn planted(local: &Local) -> anyhow::Result<()> {
         ensure!(found.is_none(), "{place} holds the secret {found:?}");
         Ok(())
     };
-    for entry in std::fs::read_dir(&local.dir)?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "log")) {
-        search(&entry.path().display().to_string(), &String::from_utf8_lossy(&std::fs::read(entry.path())?))?;
+    let logs = std::process::Command::new("find")
+        .arg(&local.dir)
+        .args(["-type", "f", "-name", "*.log", "-not", "-path", "*/store/*"])
+        .output()?;
+    let logs = String::from_utf8_lossy(&logs.stdout).into_owned();
+    ensure!(logs.contains("/s1.log") && logs.contains("/a1/logs/"), "the logs are there: {logs}");
+    for log in logs.lines() {
+        search(log, &String::from_utf8_lossy(&std::fs::read(log)?))?;
     }
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -111,7 +130,11 @@ pub fn planted(local: &Local) -> anyhow::Result<()> {
         pods::remove(
             &api,
             "planted",
-            &[&format!("{}/planted", pods::PODS), "/api/v1/namespaces/default/secrets/planted"],
+            &[
+                &format!("{}/planted", pods::PODS),
+                &format!("{}/planted-runs", pods::PODS),
+                "/api/v1/namespaces/default/secrets/planted",
+            ],
         )
         .await
     })

@@ -129,9 +129,15 @@ impl Cluster {
         Ok(self.host.status()?.nodes.iter().any(|n| n.name == name && n.pid.is_some()))
     }
 
-    /// SIGKILL, and its end waited for; nothing if it has ended already.
+    /// SIGKILL, and its end waited for; nothing if it has ended already, also in this very moment: a member that hears that it was removed ends by itself.
     pub fn kill(&self, name: &str) -> anyhow::Result<()> {
-        if self.is_alive(name)? { self.host.kill(name, Signal::SIGKILL) } else { Ok(()) }
+        if !self.is_alive(name)? {
+            return Ok(());
+        }
+        match self.host.kill(name, Signal::SIGKILL) {
+            Err(_) if !self.is_alive(name)? => Ok(()),
+            other => other,
+        }
     }
 
     /// SIGTERM: the member ends in an orderly way, when it can.

@@ -41,6 +41,7 @@ mod stream;
 mod sub;
 mod verbs;
 
+pub use admission::NODE_KEY_HASH;
 pub use auth::jwt::TokenSigner;
 pub use auth::user::UserInfo;
 pub use client::{Client, Event, Listed, PatchType, Select, next_event};

@@ -18,6 +18,7 @@ use serde_json::Value;
 use skiff_api::status::Status;
 
 pub use namespace::namespace_of_new;
+pub use node::NODE_KEY_HASH;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {

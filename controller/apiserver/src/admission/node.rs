@@ -52,6 +52,9 @@ fn is_below(namespace: &str, parent: &str) -> bool {
     namespace.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// The annotation of a Node that holds the hash of the key which claimed its name. Whoever takes machines in writes it, never the node.
+pub const NODE_KEY_HASH: &str = "skiff.dev/node-key-hash";
+
 /// Whether only others may set this label on a node: it could draw work there that the node should not get.
 fn is_restricted(label: &str) -> bool {
     let namespace = label.split_once('/').map_or("", |(namespace, _)| namespace);
@@ -120,6 +123,10 @@ fn node_write(node: &str, operation: Operation, name: &str, new: &Value, old: &V
         |path: &[&str]| meta::at(new, path).filter(|v| !v.is_null()) != meta::at(old, path).filter(|v| !v.is_null());
     match operation {
         Operation::Delete => Some(format!("node {node:?} is not allowed to delete itself")),
+        // By it the cluster knows whose name this is: a stolen certificate must not hand the name on.
+        _ if meta::annotation(new, NODE_KEY_HASH) != meta::annotation(old, NODE_KEY_HASH) => {
+            Some(format!("node {node:?} is not allowed to modify the annotation {NODE_KEY_HASH}"))
+        }
         _ if differs(&["spec", "configSource"]) => Some(format!("node {node:?} is not allowed to set configSource")),
         Operation::Create if !labels.is_empty() => {
             Some(format!("node {node:?} is not allowed to set the following labels: {labels}"))
@@ -373,6 +380,13 @@ mod tests {
             modify,
         );
         check(Operation::Update, "n1", plain(), plain(), "");
+        let claimed = |hash: &str| json!({"metadata": {"name": "n1", "annotations": {NODE_KEY_HASH: hash}}});
+        let kept = "node \"n1\" is not allowed to modify the annotation skiff.dev/node-key-hash";
+        check(Operation::Update, "n1", claimed("a"), claimed("a"), "");
+        check(Operation::Update, "n1", claimed("b"), claimed("a"), kept);
+        check(Operation::Update, "n1", plain(), claimed("a"), kept);
+        check(Operation::Update, "n1", claimed("a"), plain(), kept);
+        check(Operation::Create, "n1", claimed("a"), Value::Null, kept);
         check(Operation::Delete, "n1", Value::Null, plain(), "node \"n1\" is not allowed to delete itself");
     }
 
