@@ -129,22 +129,27 @@ impl Cluster {
         Ok(self.host.status()?.nodes.iter().any(|n| n.name == name && n.pid.is_some()))
     }
 
-    /// SIGKILL, and its end waited for; nothing if it has ended already, also in this very moment: a member that hears that it was removed ends by itself.
-    pub fn kill(&self, name: &str) -> anyhow::Result<()> {
+    /// A signal to a member's process; nothing if it has ended already, also in this very moment: a member that hears that it was removed ends by itself.
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         if !self.is_alive(name)? {
             return Ok(());
         }
-        match self.host.kill(name, Signal::SIGKILL) {
+        match self.host.kill(name, signal) {
             Err(_) if !self.is_alive(name)? => Ok(()),
             other => other,
         }
+    }
+
+    /// SIGKILL, and its end waited for.
+    pub fn kill(&self, name: &str) -> anyhow::Result<()> {
+        self.signal(name, Signal::SIGKILL)
     }
 
     /// SIGTERM: the member ends in an orderly way, when it can.
     pub fn terminate(&mut self, name: &str) -> anyhow::Result<()> {
         if self.is_alive(name)? {
             self.terminated.insert(name.to_owned());
-            self.host.kill(name, Signal::SIGTERM)?;
+            self.signal(name, Signal::SIGTERM)?;
         }
         Ok(())
     }
@@ -165,11 +170,8 @@ impl Cluster {
             // Without one there is nothing to remove.
             let _ = network::slow(&self.host, name, None);
             self.disk(name)?.free()?;
-            if self.is_alive(name)? {
-                self.host.kill(name, Signal::SIGCONT)?;
-            } else {
-                self.start_again(name)?;
-            }
+            self.signal(name, Signal::SIGCONT)?;
+            self.start_again(name)?;
         }
         Ok(())
     }

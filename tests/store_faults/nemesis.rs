@@ -181,7 +181,7 @@ impl<'c> Nemesis<'c> {
             }
             Fault::Terminate => self.cluster.terminate(&name)?,
             Fault::Pause if !self.cluster.is_alive(&name)? => return Ok(()),
-            Fault::Pause => host.kill(&name, Signal::SIGSTOP)?,
+            Fault::Pause => self.cluster.signal(&name, Signal::SIGSTOP)?,
             Fault::Cut => host.cut(&name, Direction::Both)?,
             Fault::CutOneWay => {
                 let way = if self.rng.random_ratio(1, 2) { Direction::In } else { Direction::Out };
@@ -251,7 +251,7 @@ impl<'c> Nemesis<'c> {
                     self.cluster.start_again(name)?;
                 }
             }
-            Fault::Pause => self.cluster.host.kill(name, Signal::SIGCONT)?,
+            Fault::Pause => self.cluster.signal(name, Signal::SIGCONT)?,
             Fault::Cut | Fault::CutOneWay => self.cluster.host.heal(name)?,
             Fault::Deaf => {
                 for name in &over.victims {
