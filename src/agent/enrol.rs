@@ -68,9 +68,8 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
         if !servers.iter().any(|s| s == server) {
             servers.push(server.to_owned());
         }
-        if !own.renewal_due() || token.is_none() {
-            return Ok(Enrolled { ca, own, servers });
-        }
+        // Also one that is due, or over: it is renewed by the key as soon as a server answers. A token that has expired meanwhile must not keep the agent from its start.
+        return Ok(Enrolled { ca, own, servers });
     }
     let token = token.context("this machine is not part of a cluster yet: give --token (from `skiff token create`)")?;
     let old_key = std::fs::read_to_string(&key).ok();
