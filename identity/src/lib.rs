@@ -2,7 +2,9 @@
 //! made of them. Both sides of every connection need it; it opens none itself.
 
 mod ca;
+pub mod handover;
 mod own;
+pub mod sealing;
 mod tls;
 mod token;
 
@@ -31,4 +33,6 @@ pub enum Error {
     Verifier(String),
     #[error("this is not a join token: {0}. `skiff token create` on a server makes one")]
     BadToken(String),
+    #[error("the keys that seal Secrets: {0}")]
+    SealingKeys(String),
 }

@@ -6,8 +6,13 @@
 use crate::storage::encode::Stored;
 use crate::storage::keys;
 use skiff_api::view::{Key, Resource};
-use skiff_store::{EventKind, RangeRequest, Revision, Store, WatchBatch, WatchError, WatchRequest, Watcher};
+use crate::storage::objects::{Error, Objects, WatchError, Watcher};
+use skiff_store::{EventKind, RangeRequest, Revision, WatchBatch, WatchRequest};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The pause before everything is read again, where a sealed object did not open.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// One thing to take in.
 #[derive(Debug)]
@@ -22,13 +27,13 @@ pub enum News {
 
 /// The stream of news. It never ends while the store runs.
 pub struct Feed {
-    store: Store,
+    store: Objects,
     watcher: Option<Watcher>,
     queue: VecDeque<News>,
 }
 
 impl Feed {
-    pub fn new(store: Store) -> Feed {
+    pub fn new(store: Objects) -> Feed {
         Feed { store, watcher: None, queue: VecDeque::new() }
     }
 
@@ -44,8 +49,12 @@ impl Feed {
             };
             match watcher.next().await {
                 Ok(batch) => self.take(batch),
-                Err(WatchError::Stopped) => return None,
-                Err(WatchError::Lagged { .. } | WatchError::Compacted { .. }) => self.watcher = None,
+                Err(WatchError::Store(skiff_store::WatchError::Stopped)) => return None,
+                Err(WatchError::Store(_)) => self.watcher = None,
+                Err(WatchError::Sealed(error)) => {
+                    self.watcher = None;
+                    unreadable(&error).await;
+                }
             }
         }
     }
@@ -53,11 +62,18 @@ impl Feed {
     async fn begin(&mut self) -> Option<()> {
         // From this member's own state: whatever is newer comes by the watch.
         let request = RangeRequest { range: keys::range(keys::ROOT), serializable: true, ..Default::default() };
-        let there = self.store.range(request).await.ok()?;
+        let there = match self.store.range(request).await {
+            Ok(there) => there,
+            Err(Error::Store(_)) => return None,
+            Err(error) => {
+                unreadable(&error).await;
+                return Some(());
+            }
+        };
         let from = WatchRequest { range: keys::range(keys::ROOT), start_revision: there.revision + 1 };
         match self.store.watch(from).await {
             Ok(watcher) => self.watcher = Some(watcher),
-            Err(WatchError::Stopped) => return None,
+            Err(WatchError::Store(skiff_store::WatchError::Stopped)) => return None,
             Err(_) => return Some(()),
         }
         self.queue.push_back(News::Reset);
@@ -78,6 +94,12 @@ impl Feed {
         }
         self.queue.push_back(News::Reached(batch.revision));
     }
+}
+
+/// Nothing is decided while something cannot be read: what is not known would count as absent, and be collected or made anew.
+async fn unreadable(error: &Error) {
+    tracing::error!("controllers and scheduler stand still on this server: {error}");
+    tokio::time::sleep(READ_AGAIN_AFTER).await;
 }
 
 /// Which object a key of the store holds; None for what is not an object (ranges of addresses and the like).

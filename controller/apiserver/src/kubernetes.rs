@@ -45,7 +45,7 @@ pub async fn ensure_service(state: &State, client: &Client) -> Result<(), Status
 
 /// Where pods reach the API of every server: what the members told, or this server's own addresses where they told nothing. Sorted.
 fn servers(state: &State) -> Vec<SocketAddr> {
-    let members = state.store.members();
+    let members = state.store.store().members();
     let told = members.iter().filter(|m| !m.learner).filter_map(|m| m.client_addr.parse().ok());
     let mut all: Vec<SocketAddr> = told.collect();
     if all.is_empty() {
@@ -61,7 +61,7 @@ fn servers(state: &State) -> Vec<SocketAddr> {
 /// Keeps the endpoints while this server leads, for as long as the store runs.
 pub async fn follow(server: ApiServer) {
     let state = &server.state;
-    let mut leadership = state.store.leadership();
+    let mut leadership = state.store.store().leadership();
     let mut written: Option<Vec<SocketAddr>> = None;
     let mut age = 0;
     let mut told = String::new();

@@ -50,5 +50,6 @@ pub use endpoints::version;
 pub use http::yaml::write as write_yaml;
 pub use node::NodeConnector;
 pub use server::{ApiServer, GrpcService, PeerCertificate};
+pub use storage::objects::{Objects, Sealing};
 pub use verbs::delete::DeleteOptions;
 pub use verbs::watch::WatchStream;

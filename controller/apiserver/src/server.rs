@@ -20,6 +20,7 @@ use crate::metrics::{self, Metrics};
 use crate::node::NodeConnector;
 use crate::rules::new_uid;
 use crate::state::State;
+use crate::storage::objects::Objects;
 use crate::stream::body;
 use crate::sub;
 use axum::body::Body;
@@ -77,7 +78,8 @@ pub struct ApiServer {
 impl ApiServer {
     /// Makes the server and starts what keeps it current. The default namespaces and roles are made in the background;
     /// `/readyz` says when they are there.
-    pub fn new(config: Config, store: Store, nodes: Arc<dyn NodeConnector>) -> anyhow::Result<Self> {
+    pub fn new(config: Config, store: impl Into<Objects>, nodes: Arc<dyn NodeConnector>) -> anyhow::Result<Self> {
+        let store = store.into();
         let token_file = match &config.token_file {
             Some(path) => TokenFile::load(path)?,
             None => TokenFile::default(),
@@ -112,7 +114,12 @@ impl ApiServer {
         Client::new(self.state.clone(), user)
     }
 
+    /// For what concerns no object: members, leadership, how far it is.
     pub fn store(&self) -> &Store {
+        self.state.store.store()
+    }
+
+    pub fn objects(&self) -> &Objects {
         &self.state.store
     }
 

@@ -8,15 +8,16 @@ use crate::metrics::Metrics;
 use crate::node::NodeConnector;
 use crate::storage::encode::Stored;
 use crate::storage::keys;
+use crate::storage::objects::{Error as ObjectsError, Objects};
 use skiff_api::Kind;
 use skiff_api::status::Status;
-use skiff_store::{Error as StoreError, KeyRange, RangeRequest, RangeResponse, Store};
+use skiff_store::{Error as StoreError, KeyRange, RangeRequest, RangeResponse};
 use std::sync::Arc;
 
 /// The shared state of one API server.
 pub struct State {
     pub config: Config,
-    pub store: Store,
+    pub store: Objects,
     pub policy: PolicyCache,
     /// What nodes may read, because their pods use it.
     pub pods: PodGraphCache,
@@ -66,7 +67,11 @@ impl State {
 }
 
 /// What a client is told when the store could not do it.
-pub fn store_status(error: StoreError) -> Status {
+pub fn store_status(error: impl Into<ObjectsError>) -> Status {
+    let error = match error.into() {
+        ObjectsError::Store(error) => error,
+        sealed => return Status::internal_error(sealed),
+    };
     match &error {
         StoreError::Compacted { .. } => Status::expired("The provided resource version is too old."),
         StoreError::Future { asked, current } => too_large_version(*asked, *current),

@@ -5,8 +5,9 @@
 
 use crate::state::store_status;
 use crate::storage::keys;
+use crate::storage::objects::{Objects, Watcher};
 use skiff_api::status::Status;
-use skiff_store::{EventKind, RangeRequest, Revision, Store, WatchBatch, WatchRequest, Watcher};
+use skiff_store::{EventKind, RangeRequest, Revision, WatchBatch, WatchRequest};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -64,8 +65,8 @@ impl<I: Index> Followed<I> {
     }
 
     /// Returns once the index holds every write that was acknowledged before the call, by whichever server.
-    pub async fn reach(&self, store: &Store) -> Result<(), Status> {
-        store.barrier().await.map_err(store_status)?;
+    pub async fn reach(&self, store: &Objects) -> Result<(), Status> {
+        store.store().barrier().await.map_err(store_status)?;
         let wanted = store.revision();
         let mut reached = self.inner.reached.subscribe();
         if *reached.borrow_and_update() >= wanted {
@@ -79,18 +80,26 @@ impl<I: Index> Followed<I> {
     }
 
     /// Follows the objects below `prefix` until the process ends.
-    pub async fn follow(self, store: Store, prefix: String) {
+    pub async fn follow(self, store: Objects, prefix: String) {
         loop {
-            if let Ok(mut watcher) = self.load(&store, &prefix).await {
-                loop {
+            let loaded = self.load(&store, &prefix).await;
+            if let Err(error) = &loaded {
+                tracing::debug!("reading {prefix}: {error:#}; trying again");
+            }
+            if let Ok(mut watcher) = loaded {
+                'following: loop {
                     let batch = tokio::select! {
                         batch = watcher.next() => batch,
                         () = self.inner.nudge.notified() => Ok(WatchBatch::default()),
                     };
-                    let Ok(batch) = batch else { break };
+                    let Ok(batch) = batch else { break 'following };
                     self.take(&prefix, &batch);
-                    while let Some(batch) = watcher.try_next() {
-                        self.take(&prefix, &batch);
+                    loop {
+                        match watcher.try_next() {
+                            Ok(Some(batch)) => self.take(&prefix, &batch),
+                            Ok(None) => break,
+                            Err(_) => break 'following,
+                        }
                     }
                     self.take(&prefix, &watcher.progress());
                 }
@@ -99,7 +108,7 @@ impl<I: Index> Followed<I> {
         }
     }
 
-    async fn load(&self, store: &Store, prefix: &str) -> anyhow::Result<Watcher> {
+    async fn load(&self, store: &Objects, prefix: &str) -> anyhow::Result<Watcher> {
         self.inner.loads.fetch_add(1, Ordering::Relaxed);
         // From this member's own state: what is newer comes by the watch.
         let request = RangeRequest { range: keys::range(prefix), serializable: true, ..Default::default() };

@@ -4,10 +4,10 @@
 
 use super::follow::{Followed, Index};
 use crate::storage::keys;
+use crate::storage::objects::Objects;
 use serde_json::Value;
 use skiff_api::meta;
 use skiff_api::status::Status;
-use skiff_store::Store;
 use std::collections::{BTreeSet, HashMap};
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -132,14 +132,14 @@ pub fn used_by(namespace: &str, pod: &Value) -> Vec<Object> {
 pub struct PodGraphCache(Followed<PodGraph>);
 
 impl PodGraphCache {
-    pub async fn follow(self, store: Store) {
+    pub async fn follow(self, store: Objects) {
         self.0.follow(store, keys::prefix_of("", "pods")).await;
     }
 
     /// Whether a pod on the node uses the object, with every acknowledged write counted before a no.
     pub async fn uses(
         &self,
-        store: &Store,
+        store: &Objects,
         node: &str,
         resource: &'static str,
         namespace: &str,

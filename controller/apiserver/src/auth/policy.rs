@@ -6,8 +6,8 @@ use super::follow::{Followed, Index};
 use super::rbac::{Attributes, Decision, Policy, PolicyKind, RoleRef, Rule};
 use super::user::{MASTERS, UserInfo};
 use crate::storage::keys;
+use crate::storage::objects::Objects;
 use skiff_api::status::Status;
-use skiff_store::Store;
 use std::sync::Arc;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -32,12 +32,12 @@ pub struct PolicyCache {
 
 impl PolicyCache {
     /// Catches up with every write that was acknowledged before the call, on whichever server; reads nothing.
-    pub async fn refresh(&self, store: &Store) -> Result<(), Status> {
+    pub async fn refresh(&self, store: &Objects) -> Result<(), Status> {
         self.policy.reach(store).await
     }
 
     /// Follows the store until it stops.
-    pub async fn follow(self, store: Store) {
+    pub async fn follow(self, store: Objects) {
         self.policy.follow(store, format!("{}{GROUP}/", keys::ROOT)).await;
     }
 
@@ -62,12 +62,12 @@ impl PolicyCache {
 mod tests {
     use super::*;
     use serde_json::json;
-    use skiff_store::{Op, Txn};
+    use skiff_store::{Op, Store, Txn};
 
     /// A no costs no reading of roles, and is never given on what was true before an acknowledged write.
     #[tokio::test]
     async fn a_storm_of_denials_reads_the_roles_once() {
-        let store = Store::in_memory().await;
+        let store = Objects::from(Store::in_memory().await);
         let cache = PolicyCache::default();
         let following = tokio::spawn(cache.clone().follow(store.clone()));
         let put = async |key: String, value: serde_json::Value| {

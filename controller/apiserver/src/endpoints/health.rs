@@ -17,7 +17,7 @@ pub fn checks(root: &str) -> &'static [&'static str] {
 fn passes(state: &State, check: &str) -> Result<(), String> {
     match check {
         // A leader is known: writes can be done somewhere.
-        "store" => match state.store.leadership().borrow().leader {
+        "store" => match state.store.store().leadership().borrow().leader {
             Some(_) => Ok(()),
             None => Err("the store has no leader".into()),
         },

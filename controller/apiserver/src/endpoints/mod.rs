@@ -90,7 +90,7 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Result<Response, Status
         ["version"] => asked.json(&version()),
         ["metrics"] => {
             let further = state.config.further_metrics.as_ref().map(|write| write.0()).unwrap_or_default();
-            let text = format!("{}{}{further}", state.metrics.render(), state.store.metrics());
+            let text = format!("{}{}{further}", state.metrics.render(), state.store.store().metrics());
             Ok(respond::response(200, "text/plain; version=0.0.4; charset=utf-8", text))
         }
         ["api"] | ["apis"] | ["api", _] | ["apis", _] | ["apis", _, _] => discovery::answer(state, asked, &parts),

@@ -9,7 +9,7 @@ use skiff_api::status::Status;
 const STORE: &str = "store";
 
 fn store(state: &State) -> Value {
-    let (healthy, message) = match state.store.leadership().borrow().leader {
+    let (healthy, message) = match state.store.store().leadership().borrow().leader {
         Some(_) => ("True", "ok"),
         None => ("False", "the store has no leader"),
     };

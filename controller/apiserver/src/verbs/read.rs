@@ -5,6 +5,7 @@ use crate::state::{Fresh, State, store_status, too_large_version};
 use crate::storage::continue_token::ContinueToken;
 use crate::storage::encode::Stored;
 use crate::storage::keys;
+use crate::storage::objects::Error as ObjectsError;
 use crate::verbs::selection::Selection;
 use jiff::Timestamp;
 use serde_json::json;
@@ -53,7 +54,7 @@ pub async fn reach(state: &State, version: Revision) -> Result<(), Status> {
     if state.store.revision() >= version {
         return Ok(());
     }
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(3), state.store.wait_for(version)).await;
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(3), state.store.store().wait_for(version)).await;
     match waited {
         Ok(done) => done.map_err(store_status),
         Err(_) => Err(too_large_version(version, state.store.revision())),
@@ -182,7 +183,7 @@ async fn read_list(
             ..Default::default()
         };
         let response = match state.store.range(request).await {
-            Err(StoreError::Compacted { .. }) => return Err(too_old(token.as_ref(), &prefix, &range)),
+            Err(ObjectsError::Store(StoreError::Compacted { .. })) => return Err(too_old(token.as_ref(), &prefix, &range)),
             other => other.map_err(store_status)?,
         };
         if at == 0 {

@@ -7,11 +7,12 @@
 use crate::call::{Answer, Call};
 use crate::state::{Fresh, State, store_status};
 use crate::storage::encode::Stored;
+use crate::storage::objects::{WatchError, Watcher};
 use crate::verbs::read::{check_options, parse_version, reach};
 use crate::verbs::selection::Selection;
 use skiff_api::Kind;
 use skiff_api::status::Status;
-use skiff_store::{Event, EventKind, RangeRequest, Revision, WatchError, WatchRequest, Watcher};
+use skiff_store::{Event, EventKind, RangeRequest, Revision, WatchError as StoreWatchError, WatchRequest};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,14 +156,18 @@ pub async fn open(
 }
 
 fn watch_status(error: &WatchError, asked: Revision) -> Status {
+    let error = match error {
+        WatchError::Store(error) => error,
+        WatchError::Sealed(error) => return Status::internal_error(error),
+    };
     match error {
-        WatchError::Compacted { oldest, .. } => {
+        StoreWatchError::Compacted { oldest, .. } => {
             Status::expired(format!("too old resource version: {asked} ({oldest})"))
         }
-        WatchError::Lagged { .. } => {
+        StoreWatchError::Lagged { .. } => {
             Status::expired("The watch fell behind and its queue is full; list again and watch from there.")
         }
-        WatchError::Stopped => Status::service_unavailable("the server is stopping; watch again at another one"),
+        StoreWatchError::Stopped => Status::service_unavailable("the server is stopping; watch again at another one"),
     }
 }
 

@@ -8,7 +8,8 @@ pub mod nodes;
 use base64::Engine as _;
 use serde_json::{Value, json};
 use skiff_api::kinds;
-use skiff_apiserver::{ApiServer, Client, Config, TokenSigner, UserInfo};
+use skiff_apiserver::{ApiServer, Client, Config, Objects, Sealing, TokenSigner, UserInfo};
+use skiff_identity::sealing::{Keyring, SealingKeys};
 use skiff_identity::{Ca, Pair, Subject};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -49,7 +50,10 @@ impl Cluster {
         let address = listener.local_addr()?;
         // Endpoints may not be on the loopback; nobody dials this one.
         config.endpoints = vec![SocketAddr::from(([192, 0, 2, 1], address.port()))];
-        let server = ApiServer::new(config, skiff_store::Store::in_memory().await, Arc::new(nodes::Scripted))?;
+        // Every test that touches a Secret goes through a sealed one.
+        let keys = Keyring::new(SealingKeys::generate()?)?;
+        let objects = Objects::new(skiff_store::Store::in_memory().await, Sealing::new(keys, &["secrets".into()])?);
+        let server = ApiServer::new(config, objects, Arc::new(nodes::Scripted))?;
         let stop = CancellationToken::new();
         let (serving, until) = (server.clone(), stop.clone());
         tokio::spawn(async move { serving.serve(listener, Some(tls), until).await });
