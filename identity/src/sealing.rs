@@ -57,7 +57,9 @@ impl FromStr for KeyId {
     type Err = Error;
     fn from_str(text: &str) -> Result<KeyId, Error> {
         let bytes = unhex(text).and_then(|bytes| bytes.try_into().ok());
-        bytes.map(KeyId).ok_or_else(|| Error::SealingKeys(format!("{text:?} is not a key's id (16 hexadecimal digits)")))
+        bytes
+            .map(KeyId)
+            .ok_or_else(|| Error::SealingKeys(format!("{text:?} is not a key's id (16 hexadecimal digits)")))
     }
 }
 
@@ -127,7 +129,9 @@ impl SealingKeys {
         let keys: SealingKeys = serde_json::from_str(text)
             .map_err(|e| Error::SealingKeys(format!("line {} of the text is not what was written", e.line())))?;
         match keys.current {
-            Some(id) if !keys.holds(id) => Err(Error::SealingKeys(format!("the current key {id} is not among the keys"))),
+            Some(id) if !keys.holds(id) => {
+                Err(Error::SealingKeys(format!("the current key {id} is not among the keys")))
+            }
             _ => Ok(keys),
         }
     }
@@ -170,9 +174,13 @@ impl SealingKeys {
 /// Why a sealed value did not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unopened {
-    #[error("it is sealed with the key {0}, which this server does not have; put that key into server/sealing.keys from another server or a backup")]
+    #[error(
+        "it is sealed with the key {0}, which this server does not have; put that key into server/sealing.keys from another server or a backup"
+    )]
     UnknownKey(KeyId),
-    #[error("it is sealed with the key {0}, and does not open with it: it was changed, or moved here from another place")]
+    #[error(
+        "it is sealed with the key {0}, and does not open with it: it was changed, or moved here from another place"
+    )]
     Damaged(KeyId),
     #[error("it is sealed in a form of a newer version")]
     UnknownForm,
@@ -345,7 +353,11 @@ mod tests {
         let new = SealingKey::generate().unwrap();
         keys.add(new.clone());
         ring.replace(keys.clone()).unwrap();
-        assert_eq!(sealed_with(&ring.seal(PLACE, PLAIN).unwrap().unwrap()), Some(old), "a key that came is not yet in use");
+        assert_eq!(
+            sealed_with(&ring.seal(PLACE, PLAIN).unwrap().unwrap()),
+            Some(old),
+            "a key that came is not yet in use"
+        );
         keys.current = Some(new.id);
         ring.replace(keys.clone()).unwrap();
         assert_eq!(sealed_with(&ring.seal(PLACE, PLAIN).unwrap().unwrap()), Some(new.id));

@@ -56,6 +56,9 @@ pub struct ServerArgs {
     /// Serve the API only: no controllers, no scheduler
     #[arg(long)]
     no_controllers: bool,
+    /// Kinds that are encrypted in the store: resource or resource.group; the same on every server. Empty for none
+    #[arg(long, env = "SKIFF_SEAL", value_delimiter = ',', default_value = "secrets")]
+    seal: Vec<String>,
     /// Run no pods on this machine
     #[arg(long)]
     no_agent: bool,
@@ -128,6 +131,7 @@ impl ServerArgs {
             anonymous: !self.no_anonymous,
             controllers: !self.no_controllers,
             agent: !self.no_agent,
+            sealed: self.seal.into_iter().filter(|kind| !kind.is_empty()).collect(),
             insecure_registries: self.insecure_registry,
         })
     }

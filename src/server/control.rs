@@ -77,7 +77,7 @@ pub async fn run(
 /// Controllers and scheduler over an API server that has no agents: every node counts as live. For tests of what they decide.
 /// Runs until it is dropped.
 pub async fn run_without_agents(api: ApiServer, settings: Settings) {
-    let (view, changes) = super::view::follow(api.store().clone());
+    let (view, changes) = super::view::follow(api.objects().clone());
     let mut leadership = api.store().leadership();
     let Ok(term) = leadership.wait_for(Leadership::is_leader).await.map(|l| l.term) else { return };
     api.ready().await;

@@ -1,6 +1,7 @@
 //! A server's data directory: the authority, the token key, and the store's folder.
 
 use anyhow::Context as _;
+use skiff_identity::sealing::SealingKeys;
 use skiff_identity::{Ca, Pair};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// The peers that a joining server was told.
 const PEERS: &str = "peers.json";
+/// The keys that seal Secrets, beside the authority's.
+const SEALING_KEYS: &str = "sealing.keys";
 
 /// Where a server keeps what must survive it.
 #[derive(Clone)]
@@ -78,9 +81,25 @@ impl Files {
         self.read("token.key")
     }
 
-    /// Founds a cluster: its authority and its token key. `ca` may have been made beforehand.
+    /// The keys that seal Secrets in the store; none where a cluster has none yet.
+    pub fn sealing_keys(&self) -> anyhow::Result<SealingKeys> {
+        if !self.dir.join(SEALING_KEYS).exists() {
+            return Ok(SealingKeys::default());
+        }
+        let keys = SealingKeys::parse(&self.read(SEALING_KEYS)?);
+        keys.with_context(|| {
+            format!("reading {}; take the file from another server or a backup", self.dir.join(SEALING_KEYS).display())
+        })
+    }
+
+    pub fn keep_sealing_keys(&self, keys: &SealingKeys) -> anyhow::Result<()> {
+        self.write_secret(SEALING_KEYS, &keys.text())
+    }
+
+    /// Founds a cluster: its authority, its token key, and the key that seals its Secrets.
     pub fn found(&self) -> anyhow::Result<()> {
         let token_key = skiff_identity::request(None)?.0;
+        self.keep_sealing_keys(&SealingKeys::generate()?)?;
         self.keep(Ca::generate()?.pair(), &token_key)
     }
 

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use skiff_api::kinds;
 use skiff_apiserver::Client;
+use skiff_identity::sealing::SealingKeys;
 use skiff_identity::{Pair, Role, Token};
 use skiff_proto::fleet as pb;
 use std::net::SocketAddr;
@@ -76,6 +77,10 @@ async fn join(options: &Options, files: &Files, address: &str, token: &Token) ->
     let ca = Pair { certificate: answer.ca, key: answer.ca_key };
     // Before the keys: with them alone, a server that crashed here would found a store of its own.
     files.remember_peers(&answer.peers)?;
+    // A cluster of an older version has none; this server gets one when the others do.
+    if !answer.sealing_keys.is_empty() {
+        files.keep_sealing_keys(&SealingKeys::parse(&answer.sealing_keys)?)?;
+    }
     files.keep(&ca, &answer.token_key)?;
     Ok(answer.peers)
 }

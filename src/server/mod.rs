@@ -15,13 +15,17 @@ mod node;
 mod nodes;
 mod renew;
 mod scheduling;
+pub(crate) mod sealing;
 mod standing;
 mod upstream;
 mod view;
 
 use crate::supervise;
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo};
+use skiff_apiserver::{
+    ApiServer, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, Objects, OwnPaths, Sealing, TokenSigner,
+    UserInfo,
+};
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
@@ -72,6 +76,8 @@ pub struct Options {
     pub controllers: bool,
     /// Run a node on this machine too.
     pub agent: bool,
+    /// Kinds (`resource` or `resource.group`) that are sealed in the store.
+    pub sealed: Vec<String>,
     /// Registries (`host:port`) that speak plain HTTP.
     pub insecure_registries: Vec<String>,
 }
@@ -84,6 +90,9 @@ pub(crate) struct Shared {
     pub store: Store,
     pub service_cidr: Cidr,
     pub images: images::Images,
+    /// The keys that seal Secrets, and the store as the API sees it: with them.
+    pub sealing: sealing::Keeper,
+    pub objects: Objects,
     /// This server's certificate, for when it is a client of its peers.
     pub own: skiff_identity::Own,
     /// Whether joining machines are judged yet: before that, a token may only not have been written.
@@ -138,6 +147,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await?;
     let images = images::Images::open(&options.data_dir.join("server/images"), &options.insecure_registries)?;
+    let keeper = sealing::Keeper::open(&files)?;
+    let sealing = Sealing::new(keeper.ring.clone(), &options.sealed).context("--seal")?;
     let shared = Arc::new(Shared {
         options: options.clone(),
         ca,
@@ -145,6 +156,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         store: store.clone(),
         service_cidr,
         images,
+        sealing: keeper,
+        objects: Objects::new(store.clone(), sealing),
         own: shown,
         admits: false.into(),
     });
@@ -152,6 +165,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     files_for_people(&shared)?;
     let renewing = shared.clone();
     tokio::spawn(supervise::forever("certificate", move || renew::run(renewing.clone(), subject.clone())));
+    let keeping = shared.clone();
+    tokio::spawn(supervise::forever("sealing", move || sealing::run(keeping.clone())));
     let client = api.client(UserInfo::apiserver());
     api.ready().await;
     for token in &options.bootstrap_tokens {
@@ -199,7 +214,7 @@ async fn start_api(
         config.endpoints = vec![api_addr.parse()?];
     }
     config.controllers = options.controllers;
-    let (view, changes) = view::follow(shared.store.clone());
+    let (view, changes) = view::follow(shared.objects.clone());
     let known = view.clone();
     config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));
     let calls = Arc::new(Calls::default());
@@ -207,7 +222,12 @@ async fn start_api(
     let counted = beats.clone();
     let counts = move || counted.metrics(std::time::Instant::now()) + &supervise::metrics();
     config.further_metrics = Some(FurtherMetrics(Arc::new(counts)));
-    let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
+    let asked = shared.clone();
+    config.own_paths = Some(OwnPaths(Arc::new(move |method, path| {
+        let shared = asked.clone();
+        Box::pin(async move { sealing::orders::answer(&shared, &method, &path).await })
+    })));
+    let api = ApiServer::new(config, shared.objects.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone()));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
     let api = api.with_grpc(door::open(fleet));

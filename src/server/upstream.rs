@@ -120,6 +120,7 @@ impl ApiUpstream {
             Role::Server => {
                 answer.ca_key = shared.ca.pair().key.clone();
                 answer.token_key = shared.files.token_key().map_err(|e| refused(&e))?;
+                answer.sealing_keys = shared.sealing.ring.keys().text();
                 answer.peers = shared.store.members().into_iter().map(|m| m.peer_addr).collect();
             }
         }

@@ -2,9 +2,9 @@
 
 use crate::supervise;
 use skiff_api::view::{Change, View};
+use skiff_apiserver::Objects;
 use skiff_apiserver::feed::{Feed, News};
 use skiff_fleet::SharedView;
-use skiff_store::Store;
 use std::sync::{Arc, RwLock};
 use tokio::sync::{broadcast, watch};
 
@@ -15,12 +15,12 @@ const NEWS_MAX: usize = 4096;
 pub type Changes = Arc<Vec<Change>>;
 
 /// Starts following the store.
-pub fn follow(store: Store) -> (SharedView, broadcast::Sender<Changes>) {
+pub fn follow(objects: Objects) -> (SharedView, broadcast::Sender<Changes>) {
     let (revision, follower) = watch::channel(0);
     let (news, _) = broadcast::channel(NEWS_MAX);
     let shared = SharedView { view: Arc::new(RwLock::new(View::default())), revision: follower };
     let (view, revision, telling) = (shared.view.clone(), Arc::new(revision), news.clone());
-    let taking = move || take_in(Feed::new(store.clone()), view.clone(), revision.clone(), telling.clone());
+    let taking = move || take_in(Feed::new(objects.clone()), view.clone(), revision.clone(), telling.clone());
     tokio::spawn(supervise::forever("view", taking));
     (shared, news)
 }

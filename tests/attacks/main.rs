@@ -33,6 +33,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("a user: one name is one name, also for a watch", users::a_watch_of_one_name),
     ("a user: a token for others is none here", users::audiences),
     ("a user: writing what is not there is creating it", users::creating),
+    ("a user: only an administrator asks of the sealing keys", users::sealing_keys),
     ("a user: nobody grants what they do not hold", users::granting),
     ("a stolen node: its requests", node::requests),
     ("a stolen node: its session", node::session),

@@ -105,7 +105,8 @@ pub fn planted(local: &Local) -> anyhow::Result<()> {
         anyhow::Ok(token)
     })?;
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, PLANTED);
-    let needles = [PLANTED.to_owned(), encoded, join, account];
+    let join_encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &join);
+    let needles = [PLANTED.to_owned(), encoded, join, join_encoded, account];
     let search = |place: &str, text: &str| -> anyhow::Result<()> {
         let found = needles.iter().find(|needle| text.contains(needle.as_str()));
         ensure!(found.is_none(), "{place} holds the secret {found:?}");
@@ -120,6 +121,16 @@ pub fn planted(local: &Local) -> anyhow::Result<()> {
     for log in logs.lines() {
         search(log, &String::from_utf8_lossy(&std::fs::read(log)?))?;
     }
+    // The store holds them, sealed.
+    let written =
+        std::process::Command::new("find").arg(local.dir.join("s1/server/store")).args(["-type", "f"]).output()?;
+    let written = String::from_utf8_lossy(&written.stdout).into_owned();
+    let mut whole = String::new();
+    for file in written.lines() {
+        whole.push_str(&String::from_utf8_lossy(&std::fs::read(file)?));
+    }
+    search("the store", &whole)?;
+    ensure!(whole.contains("planted-runs"), "what is not sealed is found there");
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         search(&format!("the arguments of {}", entry.path().display()), &String::from_utf8_lossy(&arguments))?;

@@ -109,3 +109,24 @@ pub fn granting(local: &Local) -> anyhow::Result<()> {
         refused("a label that adds rights to others", labelled, 403)
     })
 }
+
+/// Neither an account with every right in a namespace nor a node sees which keys there are, or moves them; an administrator does.
+pub fn sealing_keys(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    block_on(async {
+        let rules = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
+        let token = account(&admin, "keys", rules).await?;
+        let somebody = with_token(local, "keys", &token)?;
+        let node = crate::holder::with_node(local, "a1")?;
+        for (who, api) in [("an account", &somebody), ("a node", &node)] {
+            let answer = api.get("/skiff/sealing").await;
+            refused(&format!("{who}: the keys"), answer, 403)?;
+            for path in ["/skiff/sealing/rotate", "/skiff/sealing/forget/0011223344556677"] {
+                refused(&format!("{who}: {path}"), api.post(path, &json!({})).await, 403)?;
+            }
+        }
+        let report = admin.get("/skiff/sealing").await?;
+        ensure!(report["clear"] == 0 && report["key"].is_string(), "{report}");
+        refused("a key that there is not", admin.post("/skiff/sealing/forget/0011223344556677", &json!({})).await, 404)
+    })
+}

@@ -16,6 +16,7 @@ mod newcomer;
 mod nodes;
 mod pods;
 mod refusals;
+mod sealing;
 mod servers;
 mod streams;
 mod streams_protocols;
@@ -53,6 +54,8 @@ fn main() {
         alone("a_newcomer_brings_up_a_cluster_deploys_and_takes_it_down", newcomer::brings_up_deploys_takes_down),
         alone("two_clusters_live_side_by_side_and_one_survives_the_machine", machine::side_by_side_and_restart),
         alone("certificates_are_renewed_while_everything_runs", certificates::renewal),
+        alone("a_cluster_that_sealed_nothing_is_sealed_later", sealing::sealed_later),
+        with("secrets_lie_sealed_and_their_keys_are_exchanged", &LARGE, sealing::rotation),
         with("status_restarts_what_died", &SMALL, machine::status_restarts),
         with("own_verbs", &SMALL, verbs::own_verbs),
         with("images_from_both_kinds_of_archive", &SMALL, images::both_kinds_of_archive),

@@ -101,7 +101,7 @@ pub enum Answer {
         value: Value,
     },
     List(List),
-    Watch(WatchStream),
+    Watch(Box<WatchStream>),
 }
 
 impl Answer {

@@ -176,7 +176,7 @@ impl Client {
             ("allowWatchBookmarks", "true"),
         ]);
         match self.run(kind, "watch", &select.namespace, "", "", query, Body::Empty).await? {
-            Answer::Watch(stream) => Ok(stream),
+            Answer::Watch(stream) => Ok(*stream),
             _ => Err(Status::internal_error("a watch did not answer with a stream")),
         }
     }

@@ -1,6 +1,8 @@
 //! What the API server is told when it starts.
 
 use crate::auth::jwt::TokenSigner;
+use futures_util::future::BoxFuture;
+use skiff_api::status::Status;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +34,8 @@ pub struct Config {
     pub certificates: Option<CertificateCheck>,
     /// What the rest of the process counts, in the Prometheus text format: joined to `/metrics`.
     pub further_metrics: Option<FurtherMetrics>,
+    /// Answers what is asked below `/skiff/`, by whoever RBAC lets (`nonResourceURLs`).
+    pub own_paths: Option<OwnPaths>,
 }
 
 /// Why a client certificate (DER) is good no longer.
@@ -57,6 +61,18 @@ impl std::fmt::Debug for FurtherMetrics {
     }
 }
 
+/// Answers a request for a path that is no part of the Kubernetes API: its method in small letters, and the path.
+#[derive(Clone)]
+pub struct OwnPaths(pub Arc<AnswerPath>);
+
+type AnswerPath = dyn Fn(String, String) -> BoxFuture<'static, Result<serde_json::Value, Status>> + Send + Sync;
+
+impl std::fmt::Debug for OwnPaths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OwnPaths(..)")
+    }
+}
+
 impl Config {
     /// Defaults for `tokens`: ranges of the design, anonymous on, no token file.
     pub fn new(tokens: Arc<TokenSigner>) -> Self {
@@ -73,6 +89,7 @@ impl Config {
             controllers: true,
             certificates: None,
             further_metrics: None,
+            own_paths: None,
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use crate::storage::encode::Stored;
 use crate::storage::keys;
-use skiff_api::view::{Key, Resource};
 use crate::storage::objects::{Error, Objects, WatchError, Watcher};
+use skiff_api::view::{Key, Resource};
 use skiff_store::{EventKind, RangeRequest, Revision, WatchBatch, WatchRequest};
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -318,7 +318,8 @@ impl ApiServer {
         authorize::require(state, &user, &Attributes::from(info)).await?;
         let (mut parts, body) = request.into_parts();
         if !info.is_resource {
-            let asked = endpoints::Asked { path: &info.path, query: &query, headers: &parts.headers, address };
+            let (path, method) = (&info.path, &info.verb);
+            let asked = endpoints::Asked { path, method, query: &query, headers: &parts.headers, address };
             return endpoints::answer(state, &asked).await;
         }
         let text =

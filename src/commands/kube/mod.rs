@@ -22,6 +22,7 @@ pub mod logs;
 mod names;
 mod output;
 pub mod scale;
+pub mod sealing;
 mod target;
 mod terminal;
 pub mod token;
@@ -41,6 +42,7 @@ pub enum Verb {
     Scale(scale::Options),
     Image(image::Options),
     Token(token::Options),
+    Sealing(sealing::Options),
 }
 
 /// Runs a verb; its failure is told here, so that scripts see kubectl's words.
@@ -55,6 +57,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Scale(options) => scale::run(options).await,
         Verb::Image(options) => image::run(options).await,
         Verb::Token(options) => token::run(options).await,
+        Verb::Sealing(options) => sealing::run(options).await,
     };
     Ok(result.unwrap_or_else(|error| {
         if output::reader_is_gone(&error) {

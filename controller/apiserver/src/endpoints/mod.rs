@@ -22,6 +22,8 @@ use std::collections::BTreeSet;
 /// What is asked of a path.
 pub struct Asked<'a> {
     pub path: &'a str,
+    /// In small letters.
+    pub method: &'a str,
     pub query: &'a Query,
     pub headers: &'a HeaderMap,
     /// The address that the client reached us at.
@@ -112,6 +114,10 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Result<Response, Status
             }
             Ok(respond::response(200, "application/jwk-set+json", state.config.tokens.key_set().to_string()))
         }
+        ["skiff", ..] => match &state.config.own_paths {
+            Some(own) => asked.json(&(own.0)(asked.method.to_owned(), asked.path.to_owned()).await?),
+            None => Ok(not_found_page()),
+        },
         _ => Ok(not_found_page()),
     }
 }

@@ -45,7 +45,7 @@ pub fn answer(answer: Answer, wanted: Wanted, include: &str) -> Result<Response,
         _ => 200,
     };
     let body = match (answer, wanted.shape) {
-        (Answer::Watch(stream), _) => return watch(stream, wanted, include),
+        (Answer::Watch(stream), _) => return watch(*stream, wanted, include),
         (Answer::Value { value, .. }, Shape::Table { beta }) if meta::kind(&value) == "Scale" => {
             to_bytes(&scale_table(&value, beta, Include::parse(include)?))
         }

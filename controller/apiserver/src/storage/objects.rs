@@ -103,7 +103,7 @@ impl Objects {
 
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
         let mut found = self.store.range(request).await?;
-        self.open_all(&mut found)?;
+        open_all(&self.sealing.keys, &mut found)?;
         Ok(found)
     }
 
@@ -114,14 +114,14 @@ impl Objects {
         let mut done = self.store.txn(txn).await?;
         for response in &mut done.responses {
             if let OpResponse::Range(found) = response {
-                self.open_all(found)?;
+                open_all(&self.sealing.keys, found)?;
             }
         }
         Ok(done)
     }
 
     pub async fn watch(&self, request: WatchRequest) -> Result<Watcher, WatchError> {
-        Ok(Watcher { watcher: self.store.watch(request).await?, objects: self.clone() })
+        Ok(Watcher { watcher: self.store.watch(request).await?, keys: self.sealing.keys.clone() })
     }
 
     fn seal(&self, op: &mut Op) -> Result<(), Error> {
@@ -130,51 +130,50 @@ impl Objects {
             return Ok(());
         }
         let sealed = self.sealing.keys.seal(&put.key, &put.value);
-        match sealed.map_err(|why| Error::NotSealed { key: shown(&put.key), why })? {
-            Some(sealed) => put.value = Bytes::from(sealed),
-            None => {}
+        if let Some(sealed) = sealed.map_err(|why| Error::NotSealed { key: shown(&put.key), why })? {
+            put.value = Bytes::from(sealed);
         }
         Ok(())
     }
+}
 
-    fn open_all(&self, found: &mut RangeResponse) -> Result<(), Error> {
-        found.kvs.iter_mut().try_for_each(|kv| {
-            if let Some(open) = self.open(kv)? {
-                kv.value = open;
-            }
-            Ok(())
-        })
-    }
-
-    /// The value of a pair where it was sealed.
-    fn open(&self, kv: &KeyValue) -> Result<Option<Bytes>, Error> {
-        let opened = self.sealing.keys.open(&kv.key, &kv.value);
-        Ok(opened.map_err(|why| Error::Sealed { key: shown(&kv.key), why })?.map(Bytes::from))
-    }
-
-    fn open_batch(&self, mut batch: WatchBatch) -> Result<WatchBatch, WatchError> {
-        for event in &mut batch.events {
-            if let Some(open) = self.open_event(event).map_err(WatchError::Sealed)? {
-                *event = Arc::new(open);
-            }
+fn open_all(keys: &Keyring, found: &mut RangeResponse) -> Result<(), Error> {
+    found.kvs.iter_mut().try_for_each(|kv| {
+        if let Some(value) = open(keys, kv)? {
+            kv.value = value;
         }
-        Ok(batch)
-    }
+        Ok(())
+    })
+}
 
-    /// An event in the clear, where something in it was sealed.
-    fn open_event(&self, event: &Event) -> Result<Option<Event>, Error> {
-        let now = self.open(&event.kv)?;
-        let before = event.prev.as_deref().map(|kv| self.open(kv)).transpose()?.flatten();
-        if now.is_none() && before.is_none() {
-            return Ok(None);
+/// The value of a pair where it was sealed.
+fn open(keys: &Keyring, kv: &KeyValue) -> Result<Option<Bytes>, Error> {
+    let opened = keys.open(&kv.key, &kv.value);
+    Ok(opened.map_err(|why| Error::Sealed { key: shown(&kv.key), why })?.map(Bytes::from))
+}
+
+fn open_batch(keys: &Keyring, mut batch: WatchBatch) -> Result<WatchBatch, WatchError> {
+    for event in &mut batch.events {
+        if let Some(open) = open_event(keys, event).map_err(WatchError::Sealed)? {
+            *event = Arc::new(open);
         }
-        let with = |kv: &Arc<KeyValue>, open: Option<Bytes>| match open {
-            Some(value) => Arc::new(KeyValue { value, ..KeyValue::clone(kv) }),
-            None => kv.clone(),
-        };
-        let prev = event.prev.as_ref().map(|kv| with(kv, before));
-        Ok(Some(Event { kind: event.kind, kv: with(&event.kv, now), prev }))
     }
+    Ok(batch)
+}
+
+/// An event in the clear, where something in it was sealed.
+fn open_event(keys: &Keyring, event: &Event) -> Result<Option<Event>, Error> {
+    let now = open(keys, &event.kv)?;
+    let before = event.prev.as_deref().map(|kv| open(keys, kv)).transpose()?.flatten();
+    if now.is_none() && before.is_none() {
+        return Ok(None);
+    }
+    let with = |kv: &Arc<KeyValue>, open: Option<Bytes>| match open {
+        Some(value) => Arc::new(KeyValue { value, ..KeyValue::clone(kv) }),
+        None => kv.clone(),
+    };
+    let prev = event.prev.as_ref().map(|kv| with(kv, before));
+    Ok(Some(Event { kind: event.kind, kv: with(&event.kv, now), prev }))
 }
 
 /// A key of the store as it is shown: the object that it stands for.
@@ -186,19 +185,19 @@ fn shown(key: &[u8]) -> String {
 /// A watch of the store whose events are in the clear.
 pub struct Watcher {
     watcher: skiff_store::Watcher,
-    objects: Objects,
+    keys: Keyring,
 }
 
 impl Watcher {
     /// As the store's. Cancel safe.
     pub async fn next(&mut self) -> Result<WatchBatch, WatchError> {
         let batch = self.watcher.next().await?;
-        self.objects.open_batch(batch)
+        open_batch(&self.keys, batch)
     }
 
     /// The next events if they are there already. Never waits.
     pub fn try_next(&mut self) -> Result<Option<WatchBatch>, WatchError> {
-        self.watcher.try_next().map(|batch| self.objects.open_batch(batch)).transpose()
+        self.watcher.try_next().map(|batch| open_batch(&self.keys, batch)).transpose()
     }
 
     /// How far this watch has come, if nothing is waiting.

@@ -183,7 +183,9 @@ async fn read_list(
             ..Default::default()
         };
         let response = match state.store.range(request).await {
-            Err(ObjectsError::Store(StoreError::Compacted { .. })) => return Err(too_old(token.as_ref(), &prefix, &range)),
+            Err(ObjectsError::Store(StoreError::Compacted { .. })) => {
+                return Err(too_old(token.as_ref(), &prefix, &range));
+            }
             other => other.map_err(store_status)?,
         };
         if at == 0 {

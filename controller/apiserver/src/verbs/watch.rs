@@ -90,7 +90,7 @@ pub async fn watch(state: &State, call: &Call) -> Result<Answer, Status> {
     };
     options.initial_bookmark &= options.bookmarks;
     let stream = open(state, &call.kind, call.key_namespace(), selection, options).await?;
-    Ok(Answer::Watch(stream))
+    Ok(Answer::Watch(Box::new(stream)))
 }
 
 /// How a watch begins and ends.
