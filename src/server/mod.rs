@@ -7,6 +7,7 @@
 
 mod control;
 mod controllers;
+mod descriptors;
 mod door;
 mod files;
 mod images;
@@ -21,7 +22,9 @@ mod view;
 
 use crate::supervise;
 use anyhow::Context as _;
-use skiff_apiserver::{ApiServer, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo};
+use skiff_apiserver::{
+    ApiServer, Bounds, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, TokenSigner, UserInfo,
+};
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
@@ -199,6 +202,7 @@ async fn start_api(
         config.endpoints = vec![api_addr.parse()?];
     }
     config.controllers = options.controllers;
+    config.bounds = Bounds::default().with_descriptors(descriptors::raise());
     let (view, changes) = view::follow(shared.store.clone());
     let known = view.clone();
     config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));

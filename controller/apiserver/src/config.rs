@@ -1,6 +1,7 @@
 //! What the API server is told when it starts.
 
 use crate::auth::jwt::TokenSigner;
+use crate::bounds::Bounds;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Config {
     pub certificates: Option<CertificateCheck>,
     /// What the rest of the process counts, in the Prometheus text format: joined to `/metrics`.
     pub further_metrics: Option<FurtherMetrics>,
+    /// How much of the server clients may hold.
+    pub bounds: Bounds,
 }
 
 /// Why a client certificate (DER) is good no longer.
@@ -73,6 +76,7 @@ impl Config {
             controllers: true,
             certificates: None,
             further_metrics: None,
+            bounds: Bounds::default(),
         }
     }
 }
