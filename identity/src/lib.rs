@@ -2,6 +2,7 @@
 //! made of them. Both sides of every connection need it; it opens none itself.
 
 mod ca;
+mod hidden;
 mod own;
 mod tls;
 mod token;
@@ -10,6 +11,7 @@ pub use ca::{
     Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, hash, organization, request,
     request_key_hash,
 };
+pub use hidden::Hidden;
 pub use own::Own;
 pub use tls::{client, client_with, install_crypto, joining_client, server, server_name, server_with};
 pub use token::{Role, Token, random_text};

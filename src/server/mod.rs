@@ -48,7 +48,7 @@ const BOOTSTRAP_TOKEN_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_ho
 pub const LEADER_LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/skiff-leader";
 
 /// How a server is started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub name: String,
     pub data_dir: PathBuf,
@@ -77,6 +77,10 @@ pub struct Options {
     pub agent: bool,
     /// Registries (`host:port`) that speak plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Most processes and threads in a pod of this machine's node; 0 for no limit.
+    pub pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods of this machine's node may set.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// What the parts of a server share.
