@@ -9,13 +9,13 @@ use std::process::ExitCode;
 /// A container orchestrator that speaks the Kubernetes API, in one binary.
 #[derive(Parser)]
 #[command(name = "skiff", version, propagate_version = true)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Subcommand)]
-enum Command {
+pub(crate) enum Command {
     Demo(demo::DemoArgs),
     Up(up::UpArgs),
     Down(up::DownArgs),

@@ -43,6 +43,8 @@ pub struct Api {
     tls: Arc<rustls::ClientConfig>,
     /// The bearer token of a user without a certificate.
     token: Option<String>,
+    /// Whom to act as: `Impersonate-*` headers.
+    acting: Vec<(String, String)>,
     /// The cluster's CA, PEM.
     pub ca: String,
     pub namespace: String,
@@ -82,6 +84,7 @@ impl Api {
             host: host.trim_end_matches('/').to_owned(),
             tls: Arc::new(skiff_identity::client(&ca, own.as_ref())?),
             token,
+            acting: acting_as(&user),
             ca,
             namespace: context["namespace"].as_str().unwrap_or("default").to_owned(),
         })
@@ -181,6 +184,7 @@ impl Api {
             .header("host", &self.host)
             .header("accept", accept)
             .header("user-agent", concat!("skiff/", env!("CARGO_PKG_VERSION")));
+        let request = self.acting.iter().fold(request, |request, (name, value)| request.header(name, value));
         match &self.token {
             Some(token) => request.header("authorization", format!("Bearer {token}")),
             None => request,
@@ -262,6 +266,23 @@ impl Api {
     pub async fn patch(&self, path: &str, media: &str, body: &Value) -> anyhow::Result<Value> {
         self.call("PATCH", path, media, body.to_string().into()).await
     }
+}
+
+/// Whom the user of a kubeconfig acts as (`as`, `as-uid`, `as-groups`, `as-user-extra`), in headers.
+fn acting_as(user: &Value) -> Vec<(String, String)> {
+    let texts = |value: &Value| -> Vec<String> {
+        let list = value.as_array().cloned().unwrap_or_default();
+        list.iter().filter_map(Value::as_str).map(String::from).collect()
+    };
+    let one = |field: &str, header: &str| user[field].as_str().map(|text| (header.to_owned(), text.to_owned()));
+    let mut headers: Vec<_> = one("as", "impersonate-user").into_iter().collect();
+    headers.extend(one("as-uid", "impersonate-uid"));
+    headers.extend(texts(&user["as-groups"]).into_iter().map(|group| ("impersonate-group".to_owned(), group)));
+    for (key, values) in user["as-user-extra"].as_object().into_iter().flatten() {
+        let name = format!("impersonate-extra-{}", key.replace('%', "%25").replace('/', "%2f"));
+        headers.extend(texts(values).into_iter().map(|value| (name.clone(), value)));
+    }
+    headers
 }
 
 /// The error that an answer of failure stands for.

@@ -19,10 +19,17 @@ const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 /// A certificate and its key, PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pair {
     pub certificate: String,
     pub key: String,
+}
+
+impl std::fmt::Debug for Pair {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pair({}, ...)", self.certificate)
+    }
 }
 
 /// The authority.

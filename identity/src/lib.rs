@@ -3,6 +3,7 @@
 
 mod ca;
 pub mod handover;
+mod hidden;
 mod own;
 pub mod sealing;
 mod tls;
@@ -12,6 +13,7 @@ pub use ca::{
     Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, hash, organization, request,
     request_key_hash,
 };
+pub use hidden::Hidden;
 pub use own::Own;
 pub use tls::{client, client_with, install_crypto, joining_client, server, server_name, server_with};
 pub use token::{Role, Token, random_text};

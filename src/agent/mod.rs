@@ -35,7 +35,7 @@ pub fn default_address() -> anyhow::Result<Ipv4Addr> {
 }
 
 /// How an agent is started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub node: String,
     /// `host:port` of any server.

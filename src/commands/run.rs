@@ -2,6 +2,7 @@
 
 use crate::{agent, server};
 use anyhow::Context as _;
+use skiff_identity::Hidden;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -31,7 +32,7 @@ pub struct ServerArgs {
     certificate_life: jiff::SignedDuration,
     /// A server's token (skiff token create --server)
     #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    token: Option<Hidden>,
     /// A further name or address for the API's certificate
     #[arg(long)]
     tls_san: Vec<String>,
@@ -46,7 +47,7 @@ pub struct ServerArgs {
     token_auth_file: Option<PathBuf>,
     /// A token to accept from the start
     #[arg(long, hide = true, env = "SKIFF_BOOTSTRAP_TOKENS", hide_env_values = true, value_delimiter = ',')]
-    bootstrap_token: Vec<String>,
+    bootstrap_token: Vec<Hidden>,
     /// How long a lost node keeps its pods before they are replaced, milliseconds
     #[arg(long, default_value_t = 1500)]
     eviction_grace_ms: i64,
@@ -65,6 +66,12 @@ pub struct ServerArgs {
     /// A registry (host:port) to speak to without TLS
     #[arg(long)]
     insecure_registry: Vec<String>,
+    /// Most processes and threads in a pod of this machine; 0 for no limit
+    #[arg(long, default_value_t = 4096)]
+    pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods of this machine may set: a name, or a prefix with * behind it
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// Run a node: its pods, network and DNS.
@@ -75,7 +82,7 @@ pub struct AgentArgs {
     server: String,
     /// An agent's token (skiff token create); needed once
     #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    token: Option<Hidden>,
     /// The node's name [default: the host name]
     #[arg(long)]
     node_name: Option<String>,
@@ -120,12 +127,12 @@ impl ServerArgs {
             listen: self.listen,
             advertise,
             peer_port: self.peer_port,
-            join: self.join.zip(self.token),
+            join: self.join.zip(self.token.map(|token| token.0)),
             tls_san: self.tls_san,
             cluster_cidr: self.cluster_cidr,
             service_cidr: self.service_cidr,
             token_file: self.token_auth_file,
-            bootstrap_tokens: self.bootstrap_token,
+            bootstrap_tokens: self.bootstrap_token.into_iter().map(|token| token.0).collect(),
             eviction_grace_ms: self.eviction_grace_ms,
             certificate_life: self.certificate_life,
             anonymous: !self.no_anonymous,
@@ -133,6 +140,8 @@ impl ServerArgs {
             agent: !self.no_agent,
             sealed: self.seal.into_iter().filter(|kind| !kind.is_empty()).collect(),
             insecure_registries: self.insecure_registry,
+            pod_pids_limit: self.pod_pids_limit,
+            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls,
         })
     }
 }
@@ -147,7 +156,7 @@ impl AgentArgs {
         Ok(agent::Options {
             node: self.node_name.map_or_else(host_name, Ok)?,
             server: self.server,
-            token: self.token,
+            token: self.token.map(|token| token.0),
             data_dir: self.data_dir,
             node_ip: self.node_ip,
             labels: self.node_label.iter().map(label).collect::<Result<_, _>>()?,

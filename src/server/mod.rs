@@ -7,6 +7,7 @@
 
 mod control;
 mod controllers;
+mod descriptors;
 mod door;
 mod files;
 mod images;
@@ -23,8 +24,8 @@ mod view;
 use crate::supervise;
 use anyhow::Context as _;
 use skiff_apiserver::{
-    ApiServer, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, Objects, OwnPaths, Sealing, TokenSigner,
-    UserInfo,
+    ApiServer, Bounds, CertificateCheck, Cidr, Config as ApiConfig, FurtherMetrics, Objects, OwnPaths, Sealing,
+    TokenSigner, UserInfo,
 };
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
@@ -49,7 +50,7 @@ const BOOTSTRAP_TOKEN_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_ho
 pub const LEADER_LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/skiff-leader";
 
 /// How a server is started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub name: String,
     pub data_dir: PathBuf,
@@ -80,6 +81,10 @@ pub struct Options {
     pub sealed: Vec<String>,
     /// Registries (`host:port`) that speak plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Most processes and threads in a pod of this machine's node; 0 for no limit.
+    pub pod_pids_limit: u64,
+    /// Sysctls beyond the safe ones that pods of this machine's node may set.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// What the parts of a server share.
@@ -215,6 +220,7 @@ async fn start_api(
     }
     config.controllers = options.controllers;
     let (view, changes) = view::follow(shared.objects.clone());
+    config.bounds = Bounds::default().with_descriptors(descriptors::raise());
     let known = view.clone();
     config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));
     let calls = Arc::new(Calls::default());

@@ -41,16 +41,10 @@ pub async fn run(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
 async fn start(shared: &Shared, client: &Client) -> anyhow::Result<tokio::process::Child> {
     let token = Token::generate(shared.ca.hash()?, Role::Agent);
     join::accept_token(client, &token, Some(TOKEN_LIFE)).await?;
-    let Options { name, data_dir, listen, advertise, .. } = &shared.options;
     let own = std::env::current_exe().context("finding this binary")?;
     let mut command = Command::new(own);
-    command.arg("agent").arg("--server").arg(format!("127.0.0.1:{}", listen.port()));
     // Other users of this machine may read a command line, not an environment.
-    command.env("SKIFF_TOKEN", token.to_string()).arg("--node-name").arg(name);
-    command.arg("--node-ip").arg(advertise.to_string()).arg("--data-dir").arg(data_dir);
-    for registry in &shared.options.insecure_registries {
-        command.arg("--insecure-registry").arg(registry);
-    }
+    command.args(arguments(&shared.options)).env("SKIFF_TOKEN", token.to_string());
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.
     unsafe {
         command.pre_exec(|| {
@@ -58,4 +52,42 @@ async fn start(shared: &Shared, client: &Client) -> anyhow::Result<tokio::proces
         });
     }
     command.spawn().context("starting this machine's agent")
+}
+
+/// The agent's command line: what the server was told about its own machine. Authorities of registries are found in the data directory, which is the same one.
+fn arguments(options: &Options) -> Vec<std::ffi::OsString> {
+    let Options { name, data_dir, listen, advertise, .. } = options;
+    let server = format!("127.0.0.1:{}", listen.port());
+    let advertise = advertise.to_string();
+    let words = ["agent", "--server", &server, "--node-name", name, "--node-ip", &advertise, "--data-dir"];
+    let mut arguments: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
+    arguments.push(data_dir.into());
+    let pids = format!("--pod-pids-limit={}", options.pod_pids_limit);
+    let registries = options.insecure_registries.iter().map(|registry| format!("--insecure-registry={registry}"));
+    let sysctls = options.allowed_unsafe_sysctls.iter().map(|name| format!("--allowed-unsafe-sysctls={name}"));
+    arguments.extend([pids].into_iter().chain(registries).chain(sysctls).map(Into::into));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser as _;
+
+    #[test]
+    fn the_agent_is_told_what_the_server_was_told() {
+        let typed = "skiff server --name m --advertise 192.0.2.1 --listen 0.0.0.0:7443 --data-dir /d --pod-pids-limit 77 \
+            --allowed-unsafe-sysctls kernel.msg*,net.core.somaxconn --insecure-registry a:1 --insecure-registry b:2";
+        let Cli { command: crate::cli::Command::Server(args), .. } = Cli::parse_from(typed.split_whitespace()) else {
+            panic!()
+        };
+        let words = std::iter::once("skiff".into()).chain(arguments(&args.options().unwrap()));
+        let Cli { command: crate::cli::Command::Agent(args), .. } = Cli::parse_from(words) else { panic!() };
+        let agent = args.options().unwrap();
+        assert_eq!((agent.node.as_str(), agent.server.as_str(), agent.pod_pids_limit), ("m", "127.0.0.1:7443", 77));
+        assert_eq!((agent.node_ip, agent.data_dir), ("192.0.2.1".parse().ok(), "/d".into()));
+        assert_eq!(agent.allowed_unsafe_sysctls, ["kernel.msg*", "net.core.somaxconn"]);
+        assert_eq!(agent.insecure_registries, ["a:1", "b:2"]);
+    }
 }

@@ -14,6 +14,16 @@ pub fn with_token(local: &Local, name: &str, token: &str) -> anyhow::Result<Api>
     Api::from_kubeconfig(local.file(&format!("{name}.kubeconfig"), config.to_string())?.as_ref())
 }
 
+/// The API by a bearer token, acting as somebody else: fields of a kubeconfig's user (`as`, `as-groups`, ...).
+pub fn acting(local: &Local, token: &str, acting: Value) -> anyhow::Result<Api> {
+    let mut config: Value = serde_yaml::from_str(&std::fs::read_to_string(local.dir.join("kubeconfig"))?)?;
+    config["users"][0]["user"] = json!({"token": token});
+    for (field, value) in acting.as_object().into_iter().flatten() {
+        config["users"][0]["user"][field] = value.clone();
+    }
+    Api::from_kubeconfig(local.file("acting.kubeconfig", config.to_string())?.as_ref())
+}
+
 /// The API by a node's certificate, as somebody has it who took the node's files.
 pub fn with_node(local: &Local, node: &str) -> anyhow::Result<Api> {
     let own = stolen(local, node)?;
@@ -62,6 +72,22 @@ pub async fn account(admin: &Api, name: &str, rules: Value) -> anyhow::Result<St
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}});
     admin.post(&format!("{RBAC}/rolebindings"), &binding).await?;
     token(admin, name, json!({})).await
+}
+
+/// A service account that may do what `rules` say in the whole cluster, and a token of it.
+pub async fn cluster_account(admin: &Api, name: &str, rules: Value) -> anyhow::Result<String> {
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let token = account(admin, name, json!([])).await?;
+    let kind =
+        |kind: &str| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}});
+    let mut role = kind("ClusterRole");
+    role["rules"] = rules;
+    admin.post(&format!("{RBAC}/clusterroles"), &role).await?;
+    let mut binding = kind("ClusterRoleBinding");
+    binding["subjects"] = json!([{"kind": "ServiceAccount", "name": name, "namespace": "default"}]);
+    binding["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
+    admin.post(&format!("{RBAC}/clusterrolebindings"), &binding).await?;
+    Ok(token)
 }
 
 /// A token of a service account, with this `spec` of the TokenRequest.

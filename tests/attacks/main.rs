@@ -1,7 +1,9 @@
 //! Attacks: every row of `docs/security.md` played on a real cluster by whoever holds that credential, and by those who hold none. A test here is an attack that was
 //! tried and must fail; beside it stands what the same holder may do, so that a cluster that refuses everything would not pass.
 
+mod acting;
 mod anonymous;
+mod heads;
 mod holder;
 mod local_user;
 mod node;
@@ -30,6 +32,9 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("anonymous: sees health and nothing else", anonymous::sees_health_only),
     ("anonymous: gRPC without a certificate may join, with little", anonymous::may_only_join),
     ("anonymous: what is asked for does not show in the metrics", anonymous::writes_no_metrics),
+    ("anonymous: slow and huge heads", heads::slow_and_huge),
+    ("a user: acts as nobody without the right", acting::without_the_right),
+    ("a user: acts as whom the right names, and nobody else", acting::with_a_limited_right),
     ("a user: one name is one name, also for a watch", users::a_watch_of_one_name),
     ("a user: a token for others is none here", users::audiences),
     ("a user: writing what is not there is creating it", users::creating),

@@ -19,7 +19,8 @@ async fn main() -> anyhow::Result<()> {
         let mut best = [[Duration::MAX; 2]; 2];
         for _ in 0..ROUNDS {
             for (sealed, best) in best.iter_mut().enumerate() {
-                let sealing = if sealed == 1 { Sealing::new(keys.clone(), &["secrets".into()])? } else { Sealing::default() };
+                let sealing =
+                    if sealed == 1 { Sealing::new(keys.clone(), &["secrets".into()])? } else { Sealing::default() };
                 let took = round(&Objects::new(Store::in_memory().await, sealing), objects, size).await?;
                 best[0] = best[0].min(took[0]);
                 best[1] = best[1].min(took[1]);

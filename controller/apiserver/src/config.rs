@@ -1,6 +1,7 @@
 //! What the API server is told when it starts.
 
 use crate::auth::jwt::TokenSigner;
+use crate::bounds::Bounds;
 use futures_util::future::BoxFuture;
 use skiff_api::status::Status;
 use std::net::Ipv4Addr;
@@ -36,6 +37,8 @@ pub struct Config {
     pub further_metrics: Option<FurtherMetrics>,
     /// Answers what is asked below `/skiff/`, by whoever RBAC lets (`nonResourceURLs`).
     pub own_paths: Option<OwnPaths>,
+    /// How much of the server clients may hold.
+    pub bounds: Bounds,
 }
 
 /// Why a client certificate (DER) is good no longer.
@@ -90,6 +93,7 @@ impl Config {
             certificates: None,
             further_metrics: None,
             own_paths: None,
+            bounds: Bounds::default(),
         }
     }
 }

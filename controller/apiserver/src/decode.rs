@@ -331,6 +331,47 @@ mod tests {
         assert_eq!(document.value["b"]["c"], 2);
     }
 
+    /// Texts that grow when they are read: aliases of aliases, and depth without end. Each is refused, or taken as what it is, in no time.
+    #[test]
+    fn what_grows_when_it_is_read_is_refused() {
+        let laughs = |levels: usize| {
+            let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_string();
+            for n in 1..levels {
+                let aliases = vec![format!("*a{}", n - 1); 10].join(",");
+                text.push_str(&format!("a{n}: &a{n} [{aliases}]\n"));
+            }
+            text
+        };
+        let merged = |levels: usize| {
+            let mut text = "a0: &a0 {k: v}\n".to_string();
+            for n in 1..levels {
+                let before = n - 1;
+                text.push_str(&format!("a{n}: &a{n} {{<<: *a{before}, l{n}: *a{before}, r{n}: *a{before}}}\n"));
+            }
+            text
+        };
+        let wide = format!("a: &a {:?}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 200_000].join(","));
+        for (what, text) in [
+            ("aliases of aliases", laughs(12)),
+            ("merges of merges", merged(40)),
+            ("a long text, often", wide),
+            ("deep sequences", "[".repeat(500_000)),
+            ("deep mappings", "{a: ".repeat(500_000)),
+            ("deep blocks", "- ".repeat(500_000)),
+            ("an alias of itself", "a: &a [*a]\n".to_string()),
+        ] {
+            let began = std::time::Instant::now();
+            assert!(yaml(text.as_bytes()).is_err(), "{what}");
+            assert!(began.elapsed() < std::time::Duration::from_secs(5), "{what}: {:?}", began.elapsed());
+        }
+        // What people write: a few anchors, and a file as large as a body may be.
+        let document = yaml(b"a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n").unwrap();
+        assert_eq!(document.value, serde_json::json!({"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}));
+        let text = "w".repeat(100);
+        let large = (0..20_000).map(|n| format!("k{n}: [a, {{c: {text}}}]\n")).collect::<String>();
+        assert_eq!(yaml(large.as_bytes()).unwrap().value.as_object().map(serde_json::Map::len), Some(20_000));
+    }
+
     /// Long keys above many small mistakes: each path would hold all of them.
     #[test]
     fn many_mistakes_below_long_keys_cost_little() {

@@ -21,6 +21,8 @@
 
 mod admission;
 mod auth;
+mod bounds;
+mod budget;
 mod call;
 mod client;
 mod config;
@@ -28,6 +30,7 @@ mod decode;
 mod dispatch;
 mod endpoints;
 pub mod feed;
+mod gate;
 mod http;
 mod kubernetes;
 mod metrics;
@@ -44,6 +47,7 @@ mod verbs;
 pub use admission::NODE_KEY_HASH;
 pub use auth::jwt::TokenSigner;
 pub use auth::user::UserInfo;
+pub use bounds::Bounds;
 pub use client::{Client, Event, Listed, PatchType, Select, next_event};
 pub use config::{CertificateCheck, Cidr, Config, FurtherMetrics, OwnPaths};
 pub use endpoints::version;

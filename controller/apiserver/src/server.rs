@@ -1,17 +1,21 @@
 //! The API server as a whole: made from a store, served on a listener, used from inside.
 
-use crate::auth::authenticate::{authenticate, impersonate, user_of_certificate};
+use crate::auth::authenticate::{authenticate, user_of_certificate};
+use crate::auth::impersonate::impersonate;
 use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
 use crate::auth::rbac::Attributes;
 use crate::auth::token_file::TokenFile;
 use crate::auth::user::UserInfo;
 use crate::auth::{authorize, bootstrap};
-use crate::call::Body as CallBody;
+use crate::bounds::Bounds;
+use crate::budget::{self, Budget, Connection, Held};
+use crate::call::{Answer, Body as CallBody};
 use crate::client::Client;
 use crate::config::Config;
 use crate::dispatch::{self, Asked};
 use crate::endpoints;
+use crate::gate::{Counted, Gate, Pass};
 use crate::http::media::{self, Offers, Wanted};
 use crate::http::request::{Query, RequestInfo};
 use crate::http::respond;
@@ -25,7 +29,7 @@ use crate::stream::body;
 use crate::sub;
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request};
@@ -46,16 +50,8 @@ use tokio_util::task::TaskTracker;
 
 /// The largest body of a request, as upstream.
 const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
-/// How long a client may take over its TLS handshake.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// How long a client may take until its first request has come, and for the head of each later one.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(30);
 /// What the head of a request may fill over HTTP/1; HTTP/2 has 16 KiB.
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
-/// How long a client may take over the body of a request.
-const BODY_MAX: Duration = Duration::from_secs(60);
-/// TLS handshakes under way at once; who comes while so many are is turned away.
-const HANDSHAKES_MAX: usize = 4096;
 /// How long running requests may go on when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Requests at the same time on one connection: an agent's logs, execs and forwarded ports come on a few.
@@ -89,6 +85,7 @@ impl ApiServer {
         let pods = PodGraphCache::default();
         tokio::spawn(pods.clone().follow(store.clone()));
         let state = Arc::new(State {
+            budget: Budget::new(&config.bounds),
             config,
             store,
             policy,
@@ -145,49 +142,58 @@ impl ApiServer {
         let address = listener.local_addr()?.to_string();
         let acceptor = tls.map(TlsAcceptor::from);
         let connections = TaskTracker::new();
-        let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
+        let gate = Gate::new(&self.state.config.bounds);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = shutdown.cancelled() => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
+            let Some(pass) = gate.enter(from.ip()) else { continue };
             let _ = stream.set_nodelay(true);
             let (server, acceptor, address, shutdown) =
                 (self.clone(), acceptor.clone(), address.clone(), shutdown.clone());
-            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-                tracing::warn!("{HANDSHAKES_MAX} TLS handshakes are under way; a connection was turned away");
-                continue;
-            };
-            connections.spawn(async move {
-                let Some(acceptor) = acceptor else {
-                    drop(permit);
-                    server.connection(stream, None, address, shutdown).await;
-                    return;
-                };
-                let accepted = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
-                drop(permit);
-                match accepted {
-                    Ok(Ok(stream)) => {
-                        let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-                        let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
-                        server.connection(stream, peer, address, shutdown).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
-                }
-            });
+            connections.spawn(async move { server.welcome(stream, pass, acceptor, address, shutdown).await });
         }
         connections.close();
         let _ = tokio::time::timeout(DRAIN_MAX, connections.wait()).await;
         Ok(())
+    }
+
+    /// The handshake, then the connection, which has its place as long as `pass` lives.
+    async fn welcome(
+        &self,
+        stream: tokio::net::TcpStream,
+        mut pass: Pass,
+        acceptor: Option<TlsAcceptor>,
+        address: String,
+        shutdown: CancellationToken,
+    ) {
+        let Some(acceptor) = acceptor else {
+            pass.shaken();
+            return self.connection(Counted::new(stream, pass), None, address, shutdown).await;
+        };
+        match tokio::time::timeout(self.bounds().handshake, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                pass.shaken();
+                let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+                let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
+                self.connection(Counted::new(stream, pass), peer, address, shutdown).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    fn bounds(&self) -> &Bounds {
+        &self.state.config.bounds
     }
 
     async fn connection<S>(
@@ -201,9 +207,12 @@ impl ApiServer {
     {
         let user = peer.as_ref().and_then(|p| user_of_certificate(&p.der));
         let asked = std::sync::atomic::AtomicBool::new(false);
+        let first_request = self.bounds().first_request;
+        let end = Connection::default();
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
             asked.store(true, Ordering::Relaxed);
             let mut request = request.map(Body::new);
+            request.extensions_mut().insert(end.clone());
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(peer.clone());
             }
@@ -221,13 +230,13 @@ impl ApiServer {
         builder
             .http1()
             .timer(hyper_util::rt::TokioTimer::new())
-            .header_read_timeout(Some(FIRST_REQUEST_MAX))
+            .header_read_timeout(Some(first_request))
             .max_buf_size(HEADERS_BYTES_MAX);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         // A connection over which nothing was asked yet may not wait for ever: neither version's time-outs have begun then.
         let silent = async {
-            tokio::time::sleep(FIRST_REQUEST_MAX).await;
+            tokio::time::sleep(first_request).await;
             if asked.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
@@ -238,6 +247,7 @@ impl ApiServer {
                 tracing::debug!("a connection asked nothing in time");
                 return;
             }
+            () = end.0.cancelled() => return,
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -297,6 +307,31 @@ impl ApiServer {
         response
     }
 
+    /// An answer in the form that is wanted; a long one waits for its part of the memory, and holds it until it was read.
+    async fn put(
+        &self,
+        answer: Answer,
+        wanted: Wanted,
+        include: &str,
+        parts: &mut http::request::Parts,
+    ) -> Result<Response, Status> {
+        let stored = match &answer {
+            Answer::List(list) => list.items.iter().map(|item| item.bytes.len()).sum(),
+            _ => 0,
+        };
+        if stored <= budget::SMALL_BYTES {
+            return respond::answer(answer, wanted, include);
+        }
+        // A plain list is the stored bytes beside each other; for every other form they are parsed.
+        let times = if respond::is_spliced(wanted) { 1 } else { budget::PARSED };
+        let held = self.state.budget.take(stored.saturating_mul(times)).await?;
+        let (head, body) = respond::answer(answer, wanted, include)?.into_parts();
+        let bytes = body.collect().await.map_err(Status::internal_error)?.to_bytes();
+        let within = self.bounds().read_within(bytes.len());
+        let connection = parts.extensions.remove::<Connection>().unwrap_or_default();
+        Ok(Response::from_parts(head, budget::body(bytes, held, within, connection)))
+    }
+
     /// Refuses a certificate that was good once: of a node that was removed, say.
     fn is_good(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
         let (Some(certificate), Some(check)) = (certificate, &self.state.config.certificates) else { return Ok(()) };
@@ -339,12 +374,12 @@ impl ApiServer {
         let mut wanted = media::negotiate(&accept, offers).ok_or_else(|| Status::not_acceptable(media::ACCEPTED))?;
         wanted.pretty |= query.flag("pretty");
         let include = query.text("includeObject").to_string();
-        let body = read_body(body, media::essence(&content_type)).await?;
+        let (body, _held) = read_body(body, media::essence(&content_type), state).await?;
         let asked = Asked { user, info: info.clone(), query, body, agent, fence: None };
         let mut call = dispatch::call(asked)?;
         let answer = dispatch::answer(state, &mut call).await;
         warnings.append(&mut call.warnings);
-        let answer = respond::answer(answer?, wanted, &include)?;
+        let answer = self.put(answer?, wanted, &include, &mut parts).await?;
         if info.verb == "watch" && body::is_asked(&parts) {
             return body::in_messages(&mut parts, answer, true).await;
         }
@@ -365,23 +400,36 @@ fn manager_of(agent: &str) -> String {
     if clean.is_empty() { "unknown".into() } else { clean }
 }
 
-async fn read_body(body: Body, media: &str) -> Result<CallBody, Status> {
-    let reading = tokio::time::timeout(BODY_MAX, Limited::new(body, BODY_BYTES_MAX).collect());
-    let Ok(collected) = reading.await else {
-        return Err(Status::timeout("reading the body took too long: send it at once", 1));
-    };
-    let bytes: Bytes = match collected {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-            return Err(Status::too_large(&format!("limit is {BODY_BYTES_MAX}")));
+/// Reads a body piece by piece, each within the memory that requests have together.
+async fn read_body(body: Body, media: &str, state: &State) -> Result<(CallBody, Held), Status> {
+    let mut held = Held::default();
+    let mut bytes = BytesMut::new();
+    let mut body = Limited::new(body, BODY_BYTES_MAX);
+    let reading = tokio::time::timeout(state.config.bounds.body, async {
+        while let Some(frame) = body.frame().await {
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
+                    return Err(Status::too_large(&format!("limit is {BODY_BYTES_MAX}")));
+                }
+                Err(error) => return Err(Status::bad_request(format!("reading the body: {error}"))),
+            };
+            if let Some(data) = frame.data_ref() {
+                held.add(state.budget.take(data.len() * budget::PARSED).await?);
+                bytes.extend_from_slice(data);
+            }
         }
-        Err(error) => return Err(Status::bad_request(format!("reading the body: {error}"))),
-    };
+        Ok(())
+    });
+    match reading.await {
+        Ok(read) => read?,
+        Err(_) => return Err(Status::timeout("reading the body took too long: send it at once", 1)),
+    }
     if bytes.is_empty() {
-        return Ok(CallBody::Empty);
+        return Ok((CallBody::Empty, held));
     }
     let media = if media.is_empty() { "application/json" } else { media };
-    Ok(CallBody::Raw { bytes, media: media.to_string() })
+    Ok((CallBody::Raw { bytes: bytes.freeze(), media: media.to_string() }, held))
 }
 
 /// Makes what every cluster begins with, and keeps the `kubernetes` Service.

@@ -3,6 +3,7 @@
 use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
 use crate::auth::token_file::TokenFile;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::node::NodeConnector;
@@ -24,6 +25,7 @@ pub struct State {
     pub token_file: TokenFile,
     pub nodes: Arc<dyn NodeConnector>,
     pub metrics: Metrics,
+    pub budget: Budget,
     /// The default namespaces and roles are there.
     pub ready: std::sync::atomic::AtomicBool,
 }

@@ -155,6 +155,20 @@ mod tests {
         assert_eq!(found[3].place("spec.x"), "f.yaml:15");
     }
 
+    /// A file from somebody else may be made to grow when it is read.
+    #[test]
+    fn a_file_that_grows_is_refused() {
+        let mut laughs = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_string();
+        for n in 1..12 {
+            laughs.push_str(&format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(",")));
+        }
+        for text in [laughs, "[".repeat(500_000), "- ".repeat(500_000)] {
+            let began = std::time::Instant::now();
+            assert!(parse("f.yaml", &text).is_err(), "{}", &text[..40]);
+            assert!(began.elapsed() < std::time::Duration::from_secs(5));
+        }
+    }
+
     #[test]
     fn what_is_wrong_is_told_with_its_line() {
         let check = |text: &str, expect: &[&str]| {

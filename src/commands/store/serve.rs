@@ -90,13 +90,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| format!("{text:?} is no duration: write 90s, 30m or 12h"))?;
     let seconds = match unit {
-        "" | "s" => number,
-        "m" => number * 60,
-        "h" => number * 3600,
+        "" | "s" => Some(number),
+        "m" => number.checked_mul(60),
+        "h" => number.checked_mul(3600),
         "ms" => return Ok(Duration::from_millis(number)),
         _ => return Err(format!("{text:?} is no duration: write 90s, 30m or 12h")),
     };
-    Ok(Duration::from_secs(seconds))
+    // The store counts milliseconds in 64 bits.
+    let seconds = seconds.filter(|seconds| seconds.checked_mul(1000).is_some());
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is longer than can be counted: 0 means without end"))
 }
 
 fn pem(file: &Path) -> anyhow::Result<String> {
@@ -223,4 +227,32 @@ async fn stop_signal() -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |text: &str, expect: Option<Duration>| assert_eq!(duration(text).ok(), expect, "{text}");
+        check("90", Some(Duration::from_secs(90)));
+        check("90s", Some(Duration::from_secs(90)));
+        check("30m", Some(Duration::from_secs(1800)));
+        check("12h", Some(Duration::from_secs(43_200)));
+        check("250ms", Some(Duration::from_millis(250)));
+        for bad in [
+            "",
+            "h",
+            "-1s",
+            "1d",
+            "1.5h",
+            "307445734561825861m",
+            "18446744073709551615h",
+            "18446744073709551615",
+            "99999999999999999999s",
+        ] {
+            check(bad, None);
+        }
+    }
 }

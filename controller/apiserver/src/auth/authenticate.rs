@@ -1,8 +1,7 @@
-//! From credentials to a user: client certificates, bearer tokens of four kinds, and impersonation.
+//! From credentials to a user: client certificates, and bearer tokens of four kinds.
 
-use super::rbac::Attributes;
-use super::user::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo};
-use super::{authorize, jwt};
+use super::jwt;
+use super::user::{AUTHENTICATED, UserInfo};
 use crate::state::{Fresh, State};
 use crate::storage::keys;
 use base64::Engine;
@@ -181,70 +180,6 @@ fn is_over(secret: &Value, now: Timestamp) -> bool {
 /// Compares in time that does not depend on where the texts differ.
 fn same_text(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
-}
-
-/// Lets a user act as another, where the `impersonate` verb allows it.
-pub async fn impersonate(state: &State, user: UserInfo, headers: &HeaderMap) -> Result<UserInfo, Status> {
-    let texts = |name: &str| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(String::from).collect()
-    };
-    let name = texts("impersonate-user").into_iter().next().unwrap_or_default();
-    let uid = texts("impersonate-uid").into_iter().next().unwrap_or_default();
-    let groups = texts("impersonate-group");
-    let mut extra = std::collections::BTreeMap::<String, Vec<String>>::new();
-    for (key, value) in headers.iter() {
-        if let Some(key) = key.as_str().strip_prefix("impersonate-extra-") {
-            let key = crate::http::request::percent_decode(key);
-            extra.entry(key).or_default().extend(value.to_str().ok().map(String::from));
-        }
-    }
-    if name.is_empty() {
-        if uid.is_empty() && groups.is_empty() && extra.is_empty() {
-            return Ok(user);
-        }
-        let list = groups.iter().map(|g| format!("{g:?}")).collect::<Vec<_>>().join(", ");
-        return Err(Status::bad_request(format!(
-            "requested &user.DefaultInfo{{Name:\"\", UID:{uid:?}, Groups:[]string{{{list}}}, Extra:map[string][]string(nil)}} without \
-             impersonating a user name"
-        )));
-    }
-    let mut wanted = Vec::new();
-    let attribute = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| Attributes {
-        verb: "impersonate".into(),
-        group: group.into(),
-        version: "v1".into(),
-        resource: resource.into(),
-        subresource: subresource.into(),
-        namespace: namespace.into(),
-        name: name.into(),
-        ..Default::default()
-    };
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    match account {
-        Some((namespace, account)) => wanted.push(attribute("", "serviceaccounts", "", namespace, account)),
-        None => wanted.push(attribute("", "users", "", "", &name)),
-    }
-    wanted.extend(groups.iter().map(|g| attribute("", "groups", "", "", g)));
-    for (key, values) in &extra {
-        wanted.extend(values.iter().map(|v| attribute("authentication.k8s.io", "userextras", key, "", v)));
-    }
-    if !uid.is_empty() {
-        wanted.push(attribute("authentication.k8s.io", "uids", "", "", &uid));
-    }
-    for attributes in &wanted {
-        authorize::require(state, &user, attributes).await?;
-    }
-    let mut other = match account {
-        Some((namespace, account)) if groups.is_empty() => UserInfo::service_account(namespace, account, ""),
-        _ => UserInfo { name, groups, ..Default::default() },
-    };
-    other.uid = uid;
-    other.extra = extra;
-    let implied = if other.name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
-    if !other.is_in(implied) {
-        other.groups.push(implied.into());
-    }
-    Ok(other)
 }
 
 /// The user in a client certificate: the common name, with organizations as groups.

@@ -4,6 +4,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod bootstrap;
 pub mod follow;
+pub mod impersonate;
 pub mod jwt;
 pub mod node_rules;
 pub mod pod_graph;

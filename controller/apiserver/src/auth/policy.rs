@@ -53,6 +53,11 @@ impl PolicyCache {
         self.policy.with(|p| p.rules_for(user, namespace))
     }
 
+    /// The first of them, in at most about `bytes_max`.
+    pub fn first_rules_for(&self, user: &UserInfo, namespace: &str, bytes_max: usize) -> (Vec<Rule>, Vec<String>) {
+        self.policy.with(|p| p.first_rules_for(user, namespace, bytes_max))
+    }
+
     pub fn rules_of_role(&self, role: &RoleRef, namespace: &str) -> Option<Arc<Vec<Rule>>> {
         self.policy.with(|p| p.rules_of_role(role, namespace))
     }

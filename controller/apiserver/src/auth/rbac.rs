@@ -10,7 +10,7 @@ use super::user::UserInfo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use skiff_api::selector::FieldSelector;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What a request wants, in the terms that rules are written in.
@@ -109,6 +109,13 @@ impl Rule {
         }
     }
 
+    /// How many rules [`Rule::break_down`] gives.
+    fn rights(&self) -> usize {
+        let each = [self.api_groups.len(), self.resources.len(), self.resource_names.len().max(1)];
+        let resources = each.into_iter().fold(1usize, usize::saturating_mul);
+        self.verbs.len().saturating_mul(resources.saturating_add(self.non_resource_urls.len()))
+    }
+
     /// One verb on one resource (or path) each.
     fn break_down(&self) -> Vec<Rule> {
         let mut out = Vec::new();
@@ -138,6 +145,12 @@ impl Rule {
             }
         }
         out
+    }
+
+    /// About what the rule takes in an answer.
+    fn bytes(&self) -> usize {
+        let lists = [&self.verbs, &self.api_groups, &self.resources, &self.resource_names, &self.non_resource_urls];
+        lists.into_iter().flatten().map(|word| word.len() + 3).sum::<usize>() + 64
     }
 
     fn covers_one(&self, one: &Rule) -> bool {
@@ -170,11 +183,24 @@ impl Rule {
     }
 }
 
+/// The most single rights (a verb on a resource each) that the rules of a role may come to where they must be compared one by one.
+const RIGHTS_MAX: usize = 100_000;
+
+/// Rules that stand for more single rights than can be compared.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooMany;
+
 /// The parts of `wanted` that `owned` does not cover; empty when all is covered.
-pub fn uncovered(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
-    let parts = wanted.iter().flat_map(Rule::break_down);
+pub fn uncovered(owned: &[Rule], wanted: &[Rule]) -> Result<Vec<Rule>, TooMany> {
+    // A rule that one other covers as a whole, as a cluster-admin's does all, need not be taken apart.
+    let open: Vec<&Rule> = wanted.iter().filter(|rule| !owned.iter().any(|o| o.covers_one(rule))).collect();
+    let rights = open.iter().fold(0usize, |sum, rule| sum.saturating_add(rule.rights()));
+    if rights > RIGHTS_MAX {
+        return Err(TooMany);
+    }
+    let parts = open.into_iter().flat_map(Rule::break_down);
     let missing: Vec<Rule> = parts.filter(|one| !owned.iter().any(|o| o.covers_one(one))).collect();
-    compact(missing)
+    Ok(compact(missing))
 }
 
 /// Joins rules that differ in their verb only.
@@ -366,13 +392,26 @@ impl Policy {
         }
     }
 
-    /// All rules that the user has in a namespace, those of the whole cluster first.
+    /// All rules that the user has in a namespace, those of the whole cluster first; each role's once, however often it is bound.
     pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<Rule>, Vec<String>) {
-        let mut rules = Vec::new();
-        let problems = self.visit(user, namespace, |rule, _| {
-            rules.push(rule.clone());
-            false
+        self.first_rules_for(user, namespace, usize::MAX)
+    }
+
+    /// As [`Policy::rules_for`], until the words of the rules come to more than `bytes_max`; then a problem says so.
+    pub fn first_rules_for(&self, user: &UserInfo, namespace: &str, bytes_max: usize) -> (Vec<Rule>, Vec<String>) {
+        let (mut rules, mut seen, mut bytes) = (Vec::new(), HashSet::new(), 0usize);
+        let mut problems = self.visit(user, namespace, |rule, _| {
+            if seen.insert(std::ptr::from_ref(rule)) {
+                bytes = bytes.saturating_add(rule.bytes());
+                if bytes <= bytes_max {
+                    rules.push(rule.clone());
+                }
+            }
+            bytes > bytes_max
         });
+        if bytes > bytes_max {
+            problems.push(format!("the rules are longer than {bytes_max} bytes; these are the first of them"));
+        }
         (rules, problems)
     }
 }
@@ -516,12 +555,47 @@ mod tests {
             }
         };
         let owned = [rule("get,list pods")];
-        assert_eq!(uncovered(&owned, &[rule("get pods")]), vec![]);
-        let missing = uncovered(&owned, &[rule("get,delete pods"), rule("get,list secrets")]);
+        assert_eq!(uncovered(&owned, &[rule("get pods")]), Ok(vec![]));
+        let missing = uncovered(&owned, &[rule("get,delete pods"), rule("get,list secrets")]).unwrap();
         let user = UserInfo::new("alice", ["devs", "system:authenticated"]);
         let expect = "user \"alice\" (groups=[\"devs\" \"system:authenticated\"]) is attempting to grant RBAC permissions not \
                       currently held:\n{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\"]}\n\
                       {APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}";
         assert_eq!(escalation_message(&user, &missing), expect);
+    }
+
+    /// Some lists of a thousand words are a billion rights.
+    #[test]
+    fn rules_are_not_taken_apart_without_end() {
+        let words = |letter: char| (0..1000).map(|n| format!("{letter}{n}")).collect::<Vec<_>>();
+        let huge = Rule { verbs: words('v'), api_groups: words('g'), resources: words('r'), ..Default::default() };
+        assert_eq!(uncovered(&[], std::slice::from_ref(&huge)), Err(TooMany));
+        let all = || vec!["*".to_string()];
+        let master = Rule { verbs: all(), api_groups: all(), resources: all(), ..Default::default() };
+        assert_eq!(uncovered(&[master], &[huge]), Ok(vec![]));
+    }
+
+    /// A role that is bound many times is told once, and what is told has an end.
+    #[test]
+    fn what_one_may_is_told_in_bounds() {
+        let mut policy = Policy::default();
+        let long = "p".repeat(1000);
+        for role in ["one", "two"] {
+            let rules = json!({"rules": [{"apiGroups": [""], "resources": [long], "verbs": ["get"]}]});
+            policy.update(PolicyKind::Role, "ns", role, Some(&rules));
+            for n in 0..50 {
+                let ann =
+                    json!({"roleRef": {"kind": "Role", "name": role}, "subjects": [{"kind": "User", "name": "ann"}]});
+                policy.update(PolicyKind::Binding, "ns", &format!("{role}{n}"), Some(&ann));
+            }
+        }
+        let ann = UserInfo::new("ann", []);
+        let check = |bytes_max: usize, rules: usize, problems: usize| {
+            let found = policy.first_rules_for(&ann, "ns", bytes_max);
+            assert_eq!((found.0.len(), found.1.len()), (rules, problems), "{bytes_max}");
+        };
+        check(usize::MAX, 2, 0);
+        check(2000, 1, 1);
+        check(100, 0, 1);
     }
 }

@@ -5,7 +5,8 @@ use anyhow::{Context, bail};
 use std::collections::HashMap;
 use std::path::Path;
 
-#[derive(Debug, Default)]
+/// Its tokens are keys of the map, so it has no Debug.
+#[derive(Default)]
 pub struct TokenFile {
     users: HashMap<String, UserInfo>,
 }

@@ -71,6 +71,11 @@ pub fn answer(answer: Answer, wanted: Wanted, include: &str) -> Result<Response,
     Ok(document(code, body, wanted))
 }
 
+/// Whether a list in this form is made of the stored bytes as they are.
+pub fn is_spliced(wanted: Wanted) -> bool {
+    wanted.format == Format::Json && !wanted.pretty && matches!(wanted.shape, Shape::Plain | Shape::Discovery { .. })
+}
+
 fn not_a_list(kind: &Kind, is_list: bool) -> Status {
     let (wanted, found, name) = match is_list {
         true => ("PartialObjectMetadata", "a list", format!("{}List", kind.kind)),

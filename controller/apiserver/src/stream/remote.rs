@@ -5,7 +5,7 @@
 
 use super::channels::Dialect;
 use super::spdy::session::CLOSE_WAIT_MAX;
-use super::spdy::{Incoming, Session, Stream, session};
+use super::spdy::{Inbox, Incoming, Session, Stream, session};
 use super::upgrade::{Upgrade, switch_to_spdy};
 use super::{PIECE_BYTES_MAX, PING_EVERY};
 use crate::node::{Frame, NodeStream, channel};
@@ -225,7 +225,7 @@ async fn spdy(mut session: Session, mut node: NodeStream, wanted: Wanted) {
 }
 
 /// Passes on what the client sends on one stream, and that it ended.
-async fn feed(channel: u8, mut receive: mpsc::Receiver<Incoming>, node: mpsc::Sender<Frame>) {
+async fn feed(channel: u8, mut receive: Inbox, node: mpsc::Sender<Frame>) {
     while let Some(Incoming::Data(data)) = receive.recv().await {
         if node.send(Frame { channel, data }).await.is_err() {
             return;

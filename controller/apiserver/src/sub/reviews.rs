@@ -18,6 +18,9 @@ use skiff_api::selector::FieldSelector;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
 
+/// What an answer to "what may I do" may fill; it says when that was not enough.
+const RULES_BYTES_MAX: usize = 1 << 20;
+
 pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     options::check(call, "CreateOptions")?;
     let mut review = decode::object(call)?;
@@ -157,7 +160,7 @@ async fn rules_review(state: &State, call: &Call, review: &Value) -> Result<Valu
         return Err(Status::bad_request("no namespace on request"));
     }
     state.policy.refresh(&state.store).await?;
-    let (rules, problems) = state.policy.rules_for(&call.user, namespace);
+    let (rules, problems) = state.policy.first_rules_for(&call.user, namespace, RULES_BYTES_MAX);
     let (paths, resources): (Vec<&Rule>, Vec<&Rule>) = rules.iter().partition(|r| !r.non_resource_urls.is_empty());
     let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !problems.is_empty()});
     if !problems.is_empty() {

@@ -8,7 +8,7 @@ pub mod nodes;
 use base64::Engine as _;
 use serde_json::{Value, json};
 use skiff_api::kinds;
-use skiff_apiserver::{ApiServer, Client, Config, Objects, Sealing, TokenSigner, UserInfo};
+use skiff_apiserver::{ApiServer, Bounds, Client, Config, Objects, Sealing, TokenSigner, UserInfo};
 use skiff_identity::sealing::{Keyring, SealingKeys};
 use skiff_identity::{Ca, Pair, Subject};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -35,6 +35,11 @@ impl Drop for Cluster {
 
 impl Cluster {
     pub async fn start() -> anyhow::Result<Cluster> {
+        Cluster::bounded(Bounds::default()).await
+    }
+
+    /// A server of which clients may hold this much.
+    pub async fn bounded(bounds: Bounds) -> anyhow::Result<Cluster> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         skiff_identity::install_crypto();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -46,6 +51,7 @@ impl Cluster {
         let tls = skiff_identity::server(ca.certificate(), &own)?;
         let mut config = Config::new(Arc::new(TokenSigner::generate("https://kubernetes.default.svc")));
         config.controllers = false;
+        config.bounds = bounds;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         // Endpoints may not be on the loopback; nobody dials this one.

@@ -7,13 +7,16 @@
 //! Source of the rules: Kubernetes documentation, "Taints and Tolerations", "Taint based Evictions".
 
 use super::{NOT_READY, UNREACHABLE, name};
-use crate::action::{Action, Context, EventNote, Plan, time};
+use crate::action::{Action, Context, EventNote, Plan, time, value};
 use crate::clock::after;
 use crate::{owned, pods};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint};
 use skiff_api::taints::tolerates;
 use skiff_api::view::Key;
+
+/// The condition of a pod that ends because something else needs it to.
+const DISRUPTED: &str = "DisruptionTarget";
 
 /// What admission writes into every pod that does not say how long it bears a node's silence, seconds.
 const DEFAULT_TOLERATION: i64 = 300;
@@ -32,7 +35,7 @@ pub fn plan(c: &Context<'_>, node: &Node, lost: Option<Timestamp>, plan: &mut Pl
     }
     for (key, pod) in c.view.pods_on(name(node)).filter(|(_, pod)| pods::is_active(pod)) {
         match leaves_at(pod, &taints, SignedDuration::from_millis(c.settings.eviction_grace_ms)) {
-            Some(at) if at <= c.now => evict(node, key, pod, moves.is_some(), plan),
+            Some(at) if at <= c.now => evict(c, node, key, pod, moves.is_some(), plan),
             Some(at) => plan.again(at),
             None => {}
         }
@@ -81,7 +84,10 @@ fn leaves_at(pod: &Pod, taints: &[Taint], grace: SignedDuration) -> Option<Times
     leaves.min()
 }
 
-fn evict(node: &Node, key: &Key, pod: &Pod, lost: bool, plan: &mut Plan) {
+fn evict(c: &Context<'_>, node: &Node, key: &Key, pod: &Pod, lost: bool, plan: &mut Plan) {
+    if let Some(told) = told_why(pod, c.now) {
+        plan.push(Action::Update { resource: pods::resource(), object: value(&told), subresource: Some("status") });
+    }
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     plan.push(Action::Delete {
         resource: pods::resource(),
@@ -104,6 +110,29 @@ fn evict(node: &Node, key: &Key, pod: &Pod, lost: bool, plan: &mut Plan) {
         reason: "TaintManagerEviction",
         message,
     }));
+}
+
+/// The pod with the condition that says why it ends; None when it says so already. A Job's failure policy asks for it.
+///
+/// Source: Kubernetes documentation, "Disruptions", "Pod disruption conditions".
+fn told_why(pod: &Pod, now: Timestamp) -> Option<Pod> {
+    let mut pod = pod.clone();
+    let generation = pod.metadata.generation;
+    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+    if conditions.iter().any(|c| c.type_ == DISRUPTED && c.status == "True") {
+        return None;
+    }
+    conditions.retain(|c| c.type_ != DISRUPTED);
+    conditions.push(PodCondition {
+        type_: DISRUPTED.into(),
+        status: "True".into(),
+        reason: Some("DeletionByTaintManager".into()),
+        message: Some("Taint manager: deleting due to NoExecute taint".into()),
+        last_transition_time: Some(time(now)),
+        observed_generation: generation,
+        ..PodCondition::default()
+    });
+    Some(pod)
 }
 
 #[cfg(test)]
@@ -205,6 +234,48 @@ mod tests {
         check("and no longer", taint.clone(), bears(json!(30)), 30_000, true);
         check("for longer than time lasts", taint.clone(), bears(json!(i64::MAX)), 1_000_000_000, false);
         check("only new pods are kept away", json!({"key": "a", "effect": "NoSchedule"}), json!([]), 1_000_000, false);
+    }
+
+    /// Before it is deleted, and once.
+    #[test]
+    fn a_pod_that_leaves_is_told_why() {
+        let pod = |conditions: Value| {
+            let pod = json!({"metadata": {"name": "p", "generation": 3}, "status": {"conditions": conditions}});
+            serde_json::from_value::<Pod>(pod).unwrap()
+        };
+        let now = Timestamp::from_second(1000).unwrap();
+        let check = |before: Value, expect: Option<usize>| {
+            let told = told_why(&pod(before.clone()), now).map(|pod| pod.status.unwrap().conditions.unwrap());
+            assert_eq!(told.as_ref().map(Vec::len), expect, "{before}");
+            if let Some(last) = told.and_then(|mut conditions| conditions.pop()) {
+                assert_eq!((last.type_.as_str(), last.status.as_str()), (DISRUPTED, "True"));
+                assert_eq!(last.reason.as_deref(), Some("DeletionByTaintManager"));
+                assert_eq!((last.last_transition_time, last.observed_generation), (Some(time(now)), Some(3)));
+            }
+        };
+        check(Value::Null, Some(1));
+        check(json!([{"type": "Ready", "status": "True"}]), Some(2));
+        check(json!([{"type": DISRUPTED, "status": "False"}]), Some(1));
+        check(json!([{"type": DISRUPTED, "status": "True", "reason": "EvictionByEvictionAPI"}]), None);
+        let view = cluster(
+            1,
+            json!([{"key": "a", "effect": "NoExecute", "timeAdded": "1970-01-01T00:16:40Z"}]),
+            json!([]),
+            false,
+        );
+        let settings = Settings {
+            ca: String::new(),
+            eviction_grace_ms: 0,
+            event_ttl_seconds: 0,
+            cluster_cidr: ([10, 42, 0, 0].into(), 25),
+        };
+        let context = Context { view: &view, now, settings: &settings, liveness: &Liveness::default() };
+        let plan = (crate::nodes::CONTROLLER.plan)(&context, &Key::new("", "n0"));
+        let at = |wanted: fn(&Action) -> bool| plan.actions.iter().position(wanted).unwrap();
+        let told = at(
+            |a| matches!(a, Action::Update { subresource: Some("status"), object, .. } if object["kind"] != "Node" && !object["status"]["conditions"].is_null() && object["metadata"]["name"] == "p"),
+        );
+        assert!(told < at(|a| matches!(a, Action::Delete { .. })));
     }
 
     /// A taint that says no time gets one, so that waiting for it outlives a change of leader.

@@ -8,4 +8,4 @@ pub mod frame;
 pub mod headers;
 pub mod session;
 
-pub use session::{Incoming, Session, Stream};
+pub use session::{Inbox, Incoming, Session, Stream};

@@ -7,9 +7,10 @@ use super::frame::{self, Frame, FrameError, HEAD_BYTES, Head};
 use super::headers::{Deflater, Headers, Inflater};
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Pieces of data that wait on a stream, or frames that wait to be written.
@@ -18,6 +19,10 @@ const QUEUE: usize = 16;
 const PIECE_BYTES_MAX: usize = 32 << 10;
 /// Streams that may be open at the same time on one connection.
 const STREAMS_MAX: usize = 1024;
+/// What may wait on all streams of a connection together. Beyond it the connection is not read until something was taken, as when one stream is full.
+const WAITING_BYTES_MAX: usize = 4 << 20;
+/// What a piece counts at least: the smallest has its place in a queue, too.
+const PIECE_BYTES_MIN: usize = 256;
 /// How long a client may take to close its half when ours is done.
 pub const CLOSE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// RST_STREAM: no room for the stream.
@@ -43,10 +48,23 @@ pub enum Incoming {
     Reset,
 }
 
+/// What waits for a stream's reader, with its part of [`WAITING_BYTES_MAX`].
+type Waiting = (Incoming, Option<OwnedSemaphorePermit>);
+
+/// Where the pieces of a stream are taken.
+pub struct Inbox(mpsc::Receiver<Waiting>);
+
+impl Inbox {
+    /// The next piece; None at the end of the client's half. Cancel safe.
+    pub async fn recv(&mut self) -> Option<Incoming> {
+        self.0.recv().await.map(|(piece, _)| piece)
+    }
+}
+
 /// A stream that the client opened.
 pub struct Stream {
     headers: Headers,
-    pub receive: mpsc::Receiver<Incoming>,
+    pub receive: Inbox,
     pub send: Sender,
 }
 
@@ -108,7 +126,9 @@ impl Session {
         // The reader must not keep the writer from its end.
         let weak = out.downgrade();
         let reader = tokio::spawn(async move {
-            let mut side = Reader { reader, accept, out: weak, streams: HashMap::new(), inflater: Inflater::default() };
+            let room = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
+            let mut side =
+                Reader { reader, accept, out: weak, streams: HashMap::new(), room, inflater: Inflater::default() };
             if let Err(error) = side.run().await {
                 tracing::debug!(%error, "a SPDY connection ended");
             }
@@ -147,7 +167,8 @@ struct Reader<R> {
     reader: R,
     accept: mpsc::Sender<Stream>,
     out: mpsc::WeakSender<Frame>,
-    streams: HashMap<u32, mpsc::Sender<Incoming>>,
+    streams: HashMap<u32, mpsc::Sender<Waiting>>,
+    room: Arc<Semaphore>,
     inflater: Inflater,
 }
 
@@ -179,7 +200,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             left -= piece.len();
             // Data for a stream that nobody reads (any more) is dropped.
             if let Some(queue) = self.streams.get(&stream) {
-                let _ = queue.send(Incoming::Data(piece.into())).await;
+                let bytes = piece.len().max(PIECE_BYTES_MIN) as u32;
+                // Who stops reading a stream without taking what waits there drops it, and its part with it.
+                let room = self.room.clone().acquire_many_owned(bytes).await.ok();
+                let _ = queue.send((Incoming::Data(piece.into()), room)).await;
             }
         }
         if fin {
@@ -193,7 +217,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Frame::SynStream { stream, fin, headers } => self.open(stream, fin, headers).await,
             Frame::Reset { stream, .. } => {
                 if let Some(queue) = self.streams.remove(&stream) {
-                    let _ = queue.send(Incoming::Reset).await;
+                    let _ = queue.send((Incoming::Reset, None)).await;
                 }
                 Ok(())
             }
@@ -220,6 +244,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.streams.insert(stream, queue);
         }
         let send = Sender { stream, out, open: true };
+        let receive = Inbox(receive);
         self.accept.send(Stream { headers, receive, send }).await.map_err(|_| ReadError::Closed)
     }
 }
@@ -240,5 +265,63 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut frames: mpsc::Receiver<
     .await;
     if let Err(error) = result {
         tracing::debug!(%error, "writing to a SPDY connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+
+    /// All streams of a connection, none of which is read: no more than the bound is taken from the client, and all of it arrives once they are read.
+    #[tokio::test]
+    async fn what_waits_on_all_streams_is_bounded() {
+        const STREAMS: u32 = 64;
+        const EACH: usize = 8 * PIECE_BYTES_MAX;
+        let (ours, mut client) = duplex(PIECE_BYTES_MAX);
+        let (reader, writer) = tokio::io::split(ours);
+        let mut session = Session::start(reader, writer);
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = taken.clone();
+        let sending = tokio::spawn(async move {
+            let mut deflater = Deflater::default();
+            for n in 0..STREAMS {
+                let stream = 2 * n + 1;
+                let open = Frame::SynStream { stream, fin: false, headers: Headers::new() };
+                client.write_all(&frame::encode(&open, &mut deflater).unwrap()).await.unwrap();
+                let data = Frame::Data { stream, fin: true, data: vec![7; EACH].into() };
+                let bytes = frame::encode(&data, &mut deflater).unwrap();
+                for piece in bytes.chunks(4096) {
+                    client.write_all(piece).await.unwrap();
+                    count.fetch_add(piece.len(), std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            client
+        });
+        let mut streams = Vec::new();
+        // All that can be taken has been when nothing more comes.
+        while let Ok(Some(stream)) = tokio::time::timeout(Duration::from_millis(300), session.accept()).await {
+            streams.push(stream);
+        }
+        let waiting = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(waiting <= WAITING_BYTES_MAX + 3 * PIECE_BYTES_MAX, "{waiting} bytes were taken");
+        // Side by side: nothing says which stream's data stands before which other's.
+        let mut reading = tokio::task::JoinSet::new();
+        while reading.len() < STREAMS as usize {
+            let mut stream = match streams.pop() {
+                Some(stream) => stream,
+                None => session.accept().await.unwrap(),
+            };
+            reading.spawn(async move {
+                let mut received = 0;
+                while let Some(Incoming::Data(data)) = stream.receive.recv().await {
+                    received += data.len();
+                }
+                received
+            });
+        }
+        let received: usize = reading.join_all().await.into_iter().sum();
+        assert_eq!(received, STREAMS as usize * EACH);
+        drop(sending.await.unwrap());
     }
 }
