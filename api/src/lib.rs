@@ -31,6 +31,7 @@
 
 pub mod admission;
 pub mod apply;
+pub mod autoscaling;
 pub mod defaults;
 pub mod expand;
 pub mod kinds;

@@ -100,7 +100,10 @@ fn decide(tasks: &mut JoinSet<()>, shared: &Leading) {
 
 /// The API as a controller's service account has it, for writes that end with this term.
 pub fn client(leading: &Leading, account: &str) -> Client {
-    let user = UserInfo::service_account("kube-system", account, "");
+    let user = match account {
+        skiff_reconcile::MANAGER => UserInfo::new(account, []),
+        account => UserInfo::service_account("kube-system", account, ""),
+    };
     leading.api.client(user).with_manager("kube-controller-manager").fenced(leading.term)
 }
 

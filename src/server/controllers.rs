@@ -6,6 +6,7 @@
 use super::control::{Leading, client};
 use super::view::Changes;
 use crate::supervise;
+use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::kinds;
@@ -204,6 +205,12 @@ async fn act(leading: &Leading, action: &Action, source: &str) -> Result<(), Sta
         }
         Action::Update { resource, object, subresource: Some(_) } => {
             client.update_status(&*kind(resource)?, &namespace_of(object), object.clone()).await.map(drop)
+        }
+        Action::Sign { object, account, account_uid } => {
+            let mut object = object.clone();
+            let token = leading.api.account_token(&object, account, account_uid);
+            object["data"]["token"] = base64::engine::general_purpose::STANDARD.encode(token).into();
+            client.update(&*kind(&Resource::new("", "v1", "secrets"))?, &namespace_of(&object), object).await.map(drop)
         }
         Action::Patch { resource, key, subresource, patch } => {
             let sub = subresource.unwrap_or_default();

@@ -40,6 +40,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("a user: writing what is not there is creating it", users::creating),
     ("a user: only an administrator asks of the sealing keys", users::sealing_keys),
     ("a user: nobody grants what they do not hold", users::granting),
+    ("a user: a token ends with the Secret that keeps it", users::kept_tokens),
     ("a stolen node: its requests", node::requests),
     ("a stolen node: its session", node::session),
     ("a stolen node: once it was removed", node::removed),

@@ -1,8 +1,9 @@
 //! Somebody with an account and a few rights.
 
 use crate::holder::{account, refused, secret, token, with_token};
-use crate::local::{Local, block_on};
+use crate::local::{Local, block_on, text_of, until};
 use anyhow::ensure;
+use base64::Engine as _;
 use http_body_util::BodyExt as _;
 use serde_json::json;
 
@@ -128,5 +129,50 @@ pub fn sealing_keys(local: &Local) -> anyhow::Result<()> {
         let report = admin.get("/skiff/sealing").await?;
         ensure!(report["clear"] == 0 && report["key"].is_string(), "{report}");
         refused("a key that there is not", admin.post("/skiff/sealing/forget/0011223344556677", &json!({})).await, 404)
+    })
+}
+
+/// A token that a Secret keeps: good while it is there, and refused from then on.
+pub fn kept_tokens(local: &Local) -> anyhow::Result<()> {
+    let admin = local.cluster()?.api;
+    block_on(async {
+        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}]);
+        account(&admin, "keeper", rules).await?;
+        let kept = |name: &str, account: &str| {
+            json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {"name": name, "annotations": {"kubernetes.io/service-account.name": account}}})
+        };
+        let filled = async |name: &str| {
+            let path = format!("{SECRETS}/{name}");
+            until("the Secret is filled", || async {
+                Ok(!text_of(&admin.get(&path).await?, "/data/token").is_empty())
+            })
+            .await?;
+            let secret = admin.get(&path).await?;
+            let text = |key: &str| {
+                let bytes =
+                    base64::engine::general_purpose::STANDARD.decode(text_of(&secret, &format!("/data/{key}")))?;
+                anyhow::Ok(String::from_utf8(bytes)?)
+            };
+            ensure!(text("namespace")? == "default" && text("ca.crt")? == admin.ca, "{secret}");
+            text("token")
+        };
+        admin.post(SECRETS, &kept("kept", "keeper")).await?;
+        let api = with_token(local, "kept", &filled("kept").await?)?;
+        let path = "/api/v1/namespaces/default/configmaps";
+        api.get(path).await?;
+        admin.delete(&format!("{SECRETS}/kept"), &json!({})).await?;
+        refused("the token of a Secret that is gone", api.get(path).await, 401)?;
+        // Made anew under the same name, it is another one.
+        admin.post(SECRETS, &kept("kept", "keeper")).await?;
+        let again = with_token(local, "kept-again", &filled("kept").await?)?;
+        again.get(path).await?;
+        refused("the old one", api.get(path).await, 401)?;
+        admin.delete("/api/v1/namespaces/default/serviceaccounts/keeper", &json!({})).await?;
+        refused("an account that is gone", again.get(path).await, 401)?;
+        until("its Secret goes with it", || async { Ok(admin.get(&format!("{SECRETS}/kept")).await.is_err()) }).await?;
+        admin.post(SECRETS, &kept("nobodys", "no-such-account")).await?;
+        until("a Secret for nobody goes", || async { Ok(admin.get(&format!("{SECRETS}/nobodys")).await.is_err()) })
+            .await
     })
 }

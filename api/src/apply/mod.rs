@@ -333,6 +333,10 @@ fn reset_fields(has_status: bool, type_name: &str, subresource: &str) -> FieldSe
             };
             kept.iter().for_each(|name| out.insert(&[field("metadata"), field(name)]));
         }
+        "approval" => {
+            out.insert(&[field("spec")]);
+            out.insert(&[field("status"), field("certificate")]);
+        }
         _ => {}
     }
     out

@@ -183,6 +183,12 @@ fn workloads() -> Vec<Kind> {
         apps("Deployment").short("deploy").categories("all").status().scale(),
         apps("ReplicaSet").short("rs").categories("all").status().scale(),
         row("autoscaling", "v2", "HorizontalPodAutoscaler").short("hpa").categories("all").status(),
+        // The same objects in their older form (`skiff_api::autoscaling`).
+        Kind {
+            stored_as: Some(("autoscaling".into(), "horizontalpodautoscalers".into())),
+            storage_version_hash: storage_version_hash("autoscaling", "v2", "HorizontalPodAutoscaler"),
+            ..row("autoscaling", "v1", "HorizontalPodAutoscaler").short("hpa").categories("all").status()
+        },
         batch("CronJob").short("cj").categories("all").status(),
         batch("Job").categories("all").status(),
     ]

@@ -5,6 +5,7 @@
 //! stays, `generation` counts changes of intent. Allocation (addresses, ports, names, uids) is the server's.
 
 mod batch;
+mod certificates;
 mod pod;
 mod service;
 
@@ -63,6 +64,7 @@ pub fn prepare_for_update(kind: &Kind, new: &mut Value, old: &Value) {
             set_member(new, "spec", "finalizers", finalizers);
         }
         ("", "Service") => service::update(new, old),
+        ("certificates.k8s.io", "CertificateSigningRequest") => set_or_remove(new, "spec", old.get("spec").cloned()),
         ("apps", "DaemonSet") => {
             let was: i64 = meta::annotation(old, TEMPLATE_GENERATION).and_then(|g| g.parse().ok()).unwrap_or(0);
             let changed = meta::at(new, &["spec", "template"]) != meta::at(old, &["spec", "template"]);
@@ -92,6 +94,7 @@ pub fn prepare_for_status_update(kind: &Kind, new: &mut Value, old: &Value) {
             let class = meta::at(old, &["status", "qosClass"]).cloned();
             set_member(new, "status", "qosClass", class);
         }
+        ("certificates.k8s.io", "CertificateSigningRequest") => certificates::status(new, old),
         _ => {}
     }
     let keys: Vec<String> = old.as_object().map(|m| m.keys().cloned().collect()).unwrap_or_default();
@@ -101,6 +104,13 @@ pub fn prepare_for_status_update(kind: &Kind, new: &mut Value, old: &Value) {
             set_or_remove(new, key, old.get(key).cloned());
         }
     }
+    normalize(kind, new);
+}
+
+/// Keeps all of a CertificateSigningRequest but the verdict on it.
+pub fn prepare_for_approval(kind: &Kind, new: &mut Value, old: &Value) {
+    keep_identity(new, old);
+    certificates::approval(new, old);
     normalize(kind, new);
 }
 

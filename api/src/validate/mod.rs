@@ -4,6 +4,7 @@
 //! defaulted and prepared first. Errors come in the order upstream finds them, because clients show them in that order.
 
 mod batch;
+mod certificates;
 mod check;
 mod cluster;
 pub mod error;
@@ -108,6 +109,10 @@ pub fn status_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
             metadata::update(&mut errs, new, old);
             service::status(&mut errs, new);
         }
+        ("certificates.k8s.io", "CertificateSigningRequest") => {
+            metadata::update(&mut errs, new, old);
+            certificates::change(&mut errs, new, old, false);
+        }
         ("policy", "PodDisruptionBudget") => {
             metadata::update(&mut errs, new, old);
             policy::disruption_budget_status(&mut errs, new);
@@ -118,6 +123,15 @@ pub fn status_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
         }
         _ => metadata::update(&mut errs, new, old),
     }
+    errs
+}
+
+/// What is wrong with a verdict on a CertificateSigningRequest, through its `approval` path.
+pub fn approval(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    metadata::update_of_any(&mut errs, new, old);
+    metadata::update(&mut errs, new, old);
+    certificates::change(&mut errs, new, old, true);
     errs
 }
 

@@ -111,6 +111,11 @@ impl ApiServer {
         Client::new(self.state.clone(), user)
     }
 
+    /// A token of a service account that is kept in `secret`, and ends with it or with the account.
+    pub fn account_token(&self, secret: &serde_json::Value, account: &str, account_uid: &str) -> String {
+        sub::token::kept(&self.state, secret, account, account_uid)
+    }
+
     /// For what concerns no object: members, leadership, how far it is.
     pub fn store(&self) -> &Store {
         self.state.store.store()

@@ -261,6 +261,26 @@ async fn everyday(binary: &Binary) -> anyhow::Result<()> {
     for (line, expect, errors, code) in rows {
         k.check(line, "", expect, errors, *code).await?;
     }
+    let csr = k.cluster.folder.join("csr.json");
+    std::fs::write(&csr, signing_request()?)?;
+    let file = csr.display();
+    k.check(&format!("apply -f {file}"), "", "certificatesigningrequest.certificates.k8s.io/ann created", "", 0)
+        .await?;
+    k.check("certificate approve ann", "", "certificatesigningrequest.certificates.k8s.io/ann approved", "", 0).await?;
+    k.check("get csr ann", "", "Approved", "", 0).await?;
+    k.check("wait --for=condition=Approved csr/ann --timeout=5s", "", "condition met", "", 0).await?;
+    k.check("create deployment scaled --image=nginx", "", "created", "", 0).await?;
+    k.check("autoscale deployment scaled --max=5 --cpu-percent=60", "", "autoscaled", "", 0).await?;
+    k.check("get hpa scaled -o jsonpath={.spec.metrics[0].resource.target.averageUtilization}", "", "60", "", 0)
+        .await?;
+    k.check(
+        "get horizontalpodautoscalers.v1.autoscaling scaled -o jsonpath={.spec.targetCPUUtilizationPercentage}",
+        "",
+        "60",
+        "",
+        0,
+    )
+    .await?;
     if binary.minor() >= 28 {
         // Before, it asks for a beta version that is gone.
         k.check("auth whoami -o jsonpath={.status.userInfo.username}", "", "root", "", 0).await?;
@@ -268,6 +288,19 @@ async fn everyday(binary: &Binary) -> anyhow::Result<()> {
         k.check("explain pods.spec --output plaintext-openapiv2", "", "containers", "", 0).await?;
     }
     Ok(())
+}
+
+/// A CertificateSigningRequest for the user `ann`.
+fn signing_request() -> anyhow::Result<String> {
+    use base64::Engine as _;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "ann");
+    let pem = params.serialize_request(&rcgen::KeyPair::generate()?)?.pem()?;
+    let request = base64::engine::general_purpose::STANDARD.encode(pem);
+    let spec = serde_json::json!({"request": request, "signerName": "example.com/s", "usages": ["client auth"]});
+    let object = serde_json::json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": "ann"}, "spec": spec});
+    Ok(object.to_string())
 }
 
 async fn hold(binary: &Binary) -> anyhow::Result<()> {

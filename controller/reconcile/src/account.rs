@@ -5,7 +5,10 @@
 
 use crate::action::Action;
 
-/// The account as which `controller` carries out `action`.
+/// The user that is no account: the controller manager as a whole.
+pub const MANAGER: &str = "system:kube-controller-manager";
+
+/// The account (or [`MANAGER`]) as which `controller` carries out `action`.
 pub fn account(controller: &str, action: &Action) -> &'static str {
     let plural = match action {
         Action::Create { resource, .. }
@@ -13,6 +16,7 @@ pub fn account(controller: &str, action: &Action) -> &'static str {
         | Action::Patch { resource, .. }
         | Action::Delete { resource, .. } => resource.plural.as_str(),
         Action::Finalize { .. } => "namespaces",
+        Action::Sign { .. } => "secrets",
         Action::Event(_) => "events",
     };
     match (controller, plural) {
@@ -29,6 +33,8 @@ pub fn account(controller: &str, action: &Action) -> &'static str {
         ("quota", _) => "resourcequota-controller",
         ("disruption", _) => "disruption-controller",
         ("tokens", _) => "token-cleaner",
+        // No account may write tokens of accounts: upstream does this one as the controller manager itself.
+        ("credentials", _) => MANAGER,
         // Events end by a lease of the store elsewhere; whoever collects garbage may delete anything.
         ("garbage" | "events", _) => "generic-garbage-collector",
         // A controller without a line here has no rights, and its first write says so.

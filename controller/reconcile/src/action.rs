@@ -39,6 +39,12 @@ pub enum Action {
         propagation: Option<&'static str>,
         grace_seconds: Option<i64>,
     },
+    /// A Secret that gets a token of an account, good for as long as both are there; then as [`Action::Update`].
+    Sign {
+        object: Value,
+        account: String,
+        account_uid: String,
+    },
     /// PUT of a namespace's `finalize`.
     Finalize {
         object: Value,

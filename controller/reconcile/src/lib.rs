@@ -19,11 +19,13 @@
 //! | `roles` | aggregated ClusterRoles |
 //! | `events` | forgets old events |
 //! | `tokens` | removes join tokens whose time is over |
+//! | `credentials` | fills Secrets that are for the tokens of ServiceAccounts |
 
 mod account;
 mod accounts;
 mod action;
 mod clock;
+mod credentials;
 mod deployment;
 mod disruption;
 mod endpoints;
@@ -38,7 +40,7 @@ mod replicaset;
 mod roles;
 mod tokens;
 
-pub use account::account;
+pub use account::{MANAGER, account};
 pub use action::{Action, Context, EventNote, Liveness, NodeLiveness, Plan, Settings};
 
 use skiff_api::view::{Change, Key, View};
@@ -69,4 +71,5 @@ pub const CONTROLLERS: &[Controller] = &[
     disruption::CONTROLLER,
     events::CONTROLLER,
     tokens::CONTROLLER,
+    credentials::CONTROLLER,
 ];

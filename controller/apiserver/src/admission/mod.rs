@@ -3,6 +3,7 @@
 //! Two rounds, as in the reference server: [`Admission::mutate`] may complete the object, [`Admission::validate`] only
 //! refuses. Each rule has its file.
 
+mod certificates;
 mod classes;
 mod grants;
 mod limits;
@@ -43,6 +44,7 @@ impl Admission<'_> {
         let creates = self.operation == Operation::Create;
         namespace::label(self, object);
         limits::fill(self, object).await?;
+        certificates::stamp(self, object, jiff::Timestamp::now());
         if main && self.call.kind.is("", "Pod") {
             if creates {
                 pod::service_account(self, object).await?;
@@ -70,6 +72,7 @@ impl Admission<'_> {
         limits::check(self, object).await?;
         pod_security::check(self, object).await?;
         classes::one_default_priority(self, object).await?;
+        certificates::check(self, object).await?;
         grants::refuse_escalation(self, object).await
     }
 

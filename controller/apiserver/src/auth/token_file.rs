@@ -74,6 +74,6 @@ mod tests {
         assert_eq!(file.user("t1").unwrap().groups, ["devs", "ops", "system:authenticated"]);
         assert_eq!(file.user("t2").unwrap().uid, "u2");
         assert!(file.user("t3").is_none());
-        assert!(TokenFile::parse("t1,alice\n").unwrap_err().to_string().starts_with("line 1:"));
+        assert!(TokenFile::parse("t1,alice\n").err().unwrap().to_string().starts_with("line 1:"));
     }
 }

@@ -3,6 +3,7 @@
 use super::media::{Format, Shape, Wanted};
 use crate::call::{Answer, List};
 use crate::storage::encode::Stored;
+use crate::storage::forms;
 use crate::storage::peek::peek;
 use crate::verbs::watch::{Notice, WatchStream};
 use axum::body::Body;
@@ -303,6 +304,7 @@ fn watch(stream: WatchStream, wanted: Wanted, include: &str) -> Result<Response,
 fn write_notice(out: &mut Vec<u8>, kind: &Arc<Kind>, notice: Notice, shape: Shape, include: Include, first: &mut bool) {
     match notice {
         Notice::Change { change, object } => {
+            let object = forms::as_kind(object, kind);
             out.extend_from_slice(format!("{{\"type\":\"{}\",\"object\":", change.name()).as_bytes());
             match shape {
                 Shape::Table { beta } => {

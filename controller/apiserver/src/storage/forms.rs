@@ -1,5 +1,5 @@
-//! One object in the forms of two groups: an Event of `v1` is an Event of `events.k8s.io/v1` under other names. It is stored
-//! in the form in which it was written, and read in the form that is asked for.
+//! One object in two forms: an Event of `v1` is an Event of `events.k8s.io/v1` under other names, and a HorizontalPodAutoscaler has two versions. It is stored in
+//! the form in which it was written, and read in the form that is asked for.
 
 use super::encode::Stored;
 use super::peek::peek_text;
@@ -19,11 +19,28 @@ const EVENT: [(&str, &str); 7] = [
 
 /// The object in the form of `kind`; as it is where it has only one.
 pub fn as_kind(stored: Stored, kind: &Kind) -> Stored {
-    if kind.kind != "Event" || peek_text(&stored.bytes, &["apiVersion"]).is_none_or(|v| v == kind.api_version()) {
+    if !matches!(kind.kind.as_str(), "Event" | "HorizontalPodAutoscaler")
+        || peek_text(&stored.bytes, &["apiVersion"]).is_none_or(|v| v == kind.api_version())
+    {
         return stored;
     }
     let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(&stored.bytes) else { return stored };
-    let to_new = !kind.group.is_empty();
+    let mut converted = match kind.kind.as_str() {
+        "Event" => event(object, !kind.group.is_empty()),
+        _ => Value::Object(object),
+    };
+    match (kind.kind.as_str(), kind.version.as_str()) {
+        ("HorizontalPodAutoscaler", "v1") => skiff_api::autoscaling::to_v1(&mut converted),
+        ("HorizontalPodAutoscaler", _) => skiff_api::autoscaling::to_v2(&mut converted),
+        _ => {}
+    }
+    if let Some(schema) = skiff_api::schema::Schema::for_kind(kind) {
+        schema.normalize(&mut converted);
+    }
+    Stored { bytes: Stored::encode(&converted, &kind.kind, &kind.api_version()), revision: stored.revision }
+}
+
+fn event(object: Map<String, Value>, to_new: bool) -> Value {
     let renamed = |key: String| {
         let pair = EVENT.iter().find(|(core, new)| if to_new { *core == key } else { *new == key });
         match pair {
@@ -31,12 +48,7 @@ pub fn as_kind(stored: Stored, kind: &Kind) -> Stored {
             None => key,
         }
     };
-    let converted: Map<String, Value> = object.into_iter().map(|(key, value)| (renamed(key), value)).collect();
-    let mut converted = Value::Object(converted);
-    if let Some(schema) = skiff_api::schema::Schema::for_kind(kind) {
-        schema.normalize(&mut converted);
-    }
-    Stored { bytes: Stored::encode(&converted, &kind.kind, &kind.api_version()), revision: stored.revision }
+    object.into_iter().map(|(key, value)| (renamed(key), value)).collect()
 }
 
 #[cfg(test)]

@@ -7,4 +7,5 @@ pub mod eviction;
 pub mod finalize;
 pub mod reviews;
 pub mod scale;
+mod scale_managers;
 pub mod token;

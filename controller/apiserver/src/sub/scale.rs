@@ -3,13 +3,16 @@
 use crate::call::{Answer, Call};
 use crate::decode;
 use crate::state::{Fresh, State};
-use crate::verbs::patch::Document;
+use crate::sub::scale_managers;
+use crate::verbs::patch::{self, Document};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::{options, update};
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use skiff_api::schema::Schema;
 use skiff_api::status::Status;
 use skiff_api::validate::FieldError;
-use skiff_api::{kinds, meta};
+use skiff_api::{Kind, apply, kinds, meta};
 
 /// The Scale of an object.
 fn scale_of(object: &Value) -> Value {
@@ -76,17 +79,19 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
             Some(sent)
         }
     };
+    if let Some(Document::Apply(applied)) = &patch {
+        patch::check_applied(call, &scale_kind, applied)?;
+    }
     let answer = change(state, call, |call, old| {
+        if let Some(Document::Apply(applied)) = &patch {
+            return applied_to(call, &scale_kind, old, applied);
+        }
         let scale = match (&patch, &sent) {
             (Some(document), _) => patched(document, &scale_of(old))?,
             (None, Some(sent)) => sent.clone(),
             (None, None) => scale_of(old),
         };
-        let replicas = meta::i64_at(&scale, &["spec", "replicas"]).unwrap_or(0);
-        if replicas < 0 {
-            let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-            return Err(Status::invalid("autoscaling", "Scale", call.name(), &[error]));
-        }
+        let replicas = replicas_of(call, &scale)?;
         let mut object = old.clone();
         match meta::resource_version(&scale) {
             "" => meta::unset(&mut object, "resourceVersion"),
@@ -102,11 +107,37 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     }
 }
 
+fn replicas_of(call: &Call, scale: &Value) -> Result<i64, Status> {
+    let replicas = meta::i64_at(scale, &["spec", "replicas"]).unwrap_or(0);
+    if replicas < 0 {
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(Status::invalid("autoscaling", "Scale", call.name(), &[error]));
+    }
+    Ok(replicas)
+}
+
+/// What an applied Scale makes of the object: the replicas, and who owns them.
+fn applied_to(call: &Call, kind: &Kind, old: &Value, applied: &Value) -> Result<Changed, Status> {
+    let Some(schema) = Schema::for_kind(kind) else { return Err(Status::internal_error("a Scale has no schema")) };
+    let version = meta::resource_version(applied);
+    if !version.is_empty() && version != meta::resource_version(old) {
+        return Err(call.conflict(call.name(), Status::MODIFIED));
+    }
+    let mut scale = scale_of(old);
+    meta::set(&mut scale, "managedFields", scale_managers::of_scale(&call.kind, old));
+    let (manager, force) = (call.manager(), call.query.flag("force"));
+    let scale = apply::apply(kind, schema, Some(&scale), applied, &manager, force, "scale", Timestamp::now())?;
+    let mut object = old.clone();
+    object["spec"]["replicas"] = json!(replicas_of(call, &scale)?);
+    meta::set(&mut object, "managedFields", scale_managers::of_object(&call.kind, old, &scale));
+    meta::unset(&mut object, "resourceVersion");
+    Ok(Changed { object, tracked: true })
+}
+
 fn patched(document: &Document, scale: &Value) -> Result<Value, Status> {
     match document {
         // A Scale has no lists: the strategic patch is the merge patch.
         Document::Strategic(value) => skiff_api::patch::merge_patch(scale, value),
-        Document::Apply(applied) => skiff_api::patch::merge_patch(scale, applied),
         other => other.patched(&kinds::Kind::default(), scale),
     }
 }

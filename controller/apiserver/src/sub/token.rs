@@ -113,6 +113,29 @@ pub async fn handle(state: &State, call: &mut Call) -> Result<Answer, Status> {
     Ok(Answer::Value { code: 201, value })
 }
 
+/// The last second that a time of the API can say: 9999-12-31T23:59:59Z.
+const NEVER: i64 = 253_402_300_799;
+
+/// A token without an end of its own, for the Secret that keeps it: it is good as long as the Secret and the account are the same.
+pub fn kept(state: &State, secret: &Value, account: &str, account_uid: &str) -> String {
+    let now = Timestamp::now().as_second();
+    let namespace = meta::namespace(secret);
+    state.config.tokens.sign(&json!({
+        "aud": default_audiences(state),
+        "exp": NEVER,
+        "iat": now,
+        "iss": state.config.tokens.issuer(),
+        "jti": new_uid(),
+        "kubernetes.io": {
+            "namespace": namespace,
+            "serviceaccount": {"name": account, "uid": account_uid},
+            "secret": {"name": meta::name(secret), "uid": meta::uid(secret)},
+        },
+        "nbf": now,
+        "sub": format!("system:serviceaccount:{namespace}:{account}"),
+    }))
+}
+
 /// Ties the token to a pod, secret or node: it ends with it.
 async fn bind(
     state: &State,

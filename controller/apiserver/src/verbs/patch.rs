@@ -161,7 +161,7 @@ fn go_map(value: &Value) -> String {
 /// Server-side apply: creates the object when it is not there.
 async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value) -> Result<Answer, Status> {
     let kind = call.kind.clone();
-    check_applied(call, &applied)?;
+    check_applied(call, &kind, &applied)?;
     let Some(schema) = Schema::for_kind(&kind) else {
         return Err(Status::internal_error(format!("{} has no schema to apply by", kind.kind)));
     };
@@ -219,11 +219,10 @@ fn check_values(schema: &TypeDef, object: &Value) -> Result<(), Status> {
 }
 
 /// What an applied configuration must say of itself.
-fn check_applied(call: &Call, applied: &Value) -> Result<(), Status> {
+pub fn check_applied(call: &Call, kind: &Kind, applied: &Value) -> Result<(), Status> {
     if !applied.is_object() {
         return Err(Status::bad_request("error decoding YAML: the document is not an object"));
     }
-    let kind = &call.kind;
     if meta::kind(applied) != kind.kind || meta::api_version(applied) != kind.api_version() {
         let (group, version) = skiff_api::kinds::split_api_version(meta::api_version(applied));
         let kind = meta::kind(applied);

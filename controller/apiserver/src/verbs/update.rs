@@ -183,6 +183,10 @@ async fn attempt_change(
             strategy::prepare_for_status_update(&kind, &mut new, old);
             validate::status_update(&kind, &new, old)
         }
+        "approval" => {
+            strategy::prepare_for_approval(&kind, &mut new, old);
+            validate::approval(&new, old)
+        }
         "resize" => {
             strategy::prepare_for_resize(&kind, &mut new, old);
             validate::resize(&new, old)
