@@ -150,6 +150,19 @@ impl Api {
         Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
     }
 
+    /// The servers of the cluster.
+    pub async fn members(&self) -> anyhow::Result<Vec<fleet::Member>> {
+        let answer = crate::agent::wire::client(self.grpc()?).members(fleet::MembersRequest {}).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().members)
+    }
+
+    /// Takes a server out of the cluster; those that are left.
+    pub async fn remove_member(&self, name: &str) -> anyhow::Result<Vec<fleet::Member>> {
+        let request = fleet::MemberName { name: name.to_owned() };
+        let answer = crate::agent::wire::client(self.grpc()?).remove_member(request).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().members)
+    }
+
     async fn connect(&self) -> anyhow::Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {
         let tcp =
             TcpStream::connect(&self.host).await.with_context(|| format!("connecting to the API at {}", self.host))?;

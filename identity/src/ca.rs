@@ -103,6 +103,12 @@ impl Ca {
         Ok(Pair { certificate: self.sign(subject, &key)?, key: key.serialize_pem() })
     }
 
+    /// A certificate for `subject` and a key (PEM) that it has already.
+    pub fn issue_for(&self, subject: &Subject, key: &str) -> Result<Pair, Error> {
+        let certificate = self.sign(subject, &KeyPair::from_pem(key)?)?;
+        Ok(Pair { certificate, key: key.to_owned() })
+    }
+
     /// A certificate for the key of a signing request (PEM). Only the key is taken from the request: the names are ours to give.
     pub fn sign_request(&self, subject: &Subject, request: &str) -> Result<String, Error> {
         let request = CertificateSigningRequestParams::from_pem(request)?;

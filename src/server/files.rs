@@ -78,6 +78,15 @@ impl Files {
         self.read("token.key")
     }
 
+    /// This server's own key, by which the other servers know it (PKCS#8 PEM). It is made at the first start, and stays.
+    pub fn server_key(&self) -> anyhow::Result<String> {
+        const NAME: &str = "server.key";
+        if !self.dir.join(NAME).exists() {
+            self.write_secret(NAME, &skiff_identity::request(None)?.0)?;
+        }
+        self.read(NAME)
+    }
+
     /// Founds a cluster: its authority and its token key. `ca` may have been made beforehand.
     pub fn found(&self) -> anyhow::Result<()> {
         let token_key = skiff_identity::request(None)?.0;

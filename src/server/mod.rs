@@ -11,6 +11,7 @@ mod door;
 mod files;
 mod images;
 mod join;
+mod members;
 mod node;
 mod nodes;
 mod renew;
@@ -25,7 +26,7 @@ use skiff_apiserver::{ApiServer, CertificateCheck, Cidr, Config as ApiConfig, Fu
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
 use skiff_identity::{Ca, SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
-use skiff_store::{PeerTls, Store};
+use skiff_store::{PeerPem, PeerTls, Store};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -86,6 +87,8 @@ pub(crate) struct Shared {
     pub images: images::Images,
     /// This server's certificate, for when it is a client of its peers.
     pub own: skiff_identity::Own,
+    /// The same, towards the other servers' stores.
+    pub peer_tls: PeerTls,
     /// Whether joining machines are judged yet: before that, a token may only not have been written.
     pub admits: std::sync::atomic::AtomicBool,
 }
@@ -100,6 +103,11 @@ impl Shared {
     fn servers(&self) -> Vec<String> {
         self.store.members().into_iter().map(|m| m.client_addr).filter(|a| !a.is_empty()).collect()
     }
+}
+
+/// What a server shows to the other servers' stores, and whom it trusts there.
+fn peer_pem(ca: &Ca, own: skiff_identity::Pair) -> PeerPem {
+    PeerPem { ca: ca.certificate().to_owned(), certificate: own.certificate, key: own.key }
 }
 
 /// Runs a server until it is told to stop.
@@ -117,8 +125,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let peers = join::prepare(&options, &files).await?;
     let ca = Ca::load(files.ca()?)?.with_leaf_life(options.certificate_life);
     let subject = subject(&options, service_cidr)?;
-    let own = ca.issue(&subject)?;
+    let own = ca.issue_for(&subject, &files.server_key()?).context("making this server's certificate")?;
     let shown = skiff_identity::Own::new(own.clone())?;
+    let peer_tls = PeerTls::new(&peer_pem(&ca, own), SERVER_NAME)?.with_own_keys();
     let tls = skiff_identity::server_with(ca.certificate(), &shown)?;
     let api_addr = SocketAddr::new(options.advertise, options.listen.port()).to_string();
     let store = Store::start(skiff_store::Config {
@@ -127,12 +136,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         peer_addr: SocketAddr::new(options.advertise, options.peer_port).to_string(),
         client_addr: api_addr.clone(),
         listener: Some(peer_listener),
-        tls: Some(PeerTls {
-            ca: ca.certificate().to_owned(),
-            certificate: own.certificate.clone(),
-            key: own.key.clone(),
-            server_name: SERVER_NAME.into(),
-        }),
+        tls: Some(peer_tls.clone()),
         join: peers,
         ..Default::default()
     })
@@ -146,6 +150,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         service_cidr,
         images,
         own: shown,
+        peer_tls,
         admits: false.into(),
     });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
@@ -200,8 +205,8 @@ async fn start_api(
     }
     config.controllers = options.controllers;
     let (view, changes) = view::follow(shared.store.clone());
-    let known = view.clone();
-    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));
+    let (known, members) = (view.clone(), shared.store.clone());
+    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, &members, der))));
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
     let counted = beats.clone();
@@ -210,7 +215,7 @@ async fn start_api(
     let api = ApiServer::new(config, shared.store.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone()));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
-    let api = api.with_grpc(door::open(fleet));
+    let api = api.with_grpc(door::open(fleet, shared.store.clone()));
     let serving = api.clone();
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(async move {

@@ -3,7 +3,7 @@
 //! What comes over a node's stream runs as the user `system:node:NAME`, through the same authorizer and admission as a request of that node over HTTPS: nothing
 //! here decides what a node may do. Only joining is the server's own act: it has checked a token before there is a node to act as.
 
-use super::{Shared, images};
+use super::{Shared, images, members};
 use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -421,6 +421,12 @@ impl Upstream for ApiUpstream {
     }
     fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord> {
         self.run(|u| async move { images::remove(&u.shared, &reference).await })
+    }
+    fn members(&self) -> Answer<pb::MemberList> {
+        self.run(|u| async move { members::list(&u.shared.store).await })
+    }
+    fn remove_member(&self, name: String) -> Answer<pb::MemberList> {
+        self.run(|u| async move { members::remove(&u.shared.store, &name).await })
     }
 }
 

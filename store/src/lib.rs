@@ -36,6 +36,7 @@ mod offline;
 mod outgoing;
 mod patience;
 mod peer;
+mod peer_tls;
 mod pending;
 mod raftlog;
 mod reconfigure;
@@ -58,7 +59,7 @@ pub use hub::{CatchUp, Feed, Parcel, Published, Token, Watcher};
 pub use membership::MemberChange;
 pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, restore, snapshot_status, verify};
 pub use store::Store;
-pub use transport::PeerTls;
+pub use peer_tls::{PeerPem, PeerTls};
 pub use types::*;
 
 /// An id for a new member.

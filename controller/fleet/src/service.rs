@@ -64,7 +64,7 @@ fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
     let trusted = request.extensions().get::<Trusted>().is_some();
     trusted.then_some(()).ok_or_else(|| {
         Status::permission_denied(
-            "only an administrator (a certificate of group system:masters) may change the cluster's images",
+            "only an administrator (a certificate of group system:masters) may change the cluster's images and servers",
         )
     })
 }
@@ -202,6 +202,16 @@ impl Fleet for FleetService {
     async fn remove_image(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageRecord>, Status> {
         administrator(&request)?;
         Ok(Response::new(self.upstream.remove_image(request.into_inner().reference).await?))
+    }
+
+    async fn members(&self, request: Request<pb::MembersRequest>) -> Result<Response<pb::MemberList>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.members().await?))
+    }
+
+    async fn remove_member(&self, request: Request<pb::MemberName>) -> Result<Response<pb::MemberList>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.remove_member(request.into_inner().name).await?))
     }
 }
 

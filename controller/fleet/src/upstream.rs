@@ -50,4 +50,8 @@ pub trait Upstream: Send + Sync + 'static {
     fn pull_image(&self, request: pb::PullRequest) -> Answer<pb::ImageRecord>;
     /// Takes a name out of the catalogue.
     fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord>;
+    /// The servers of the cluster.
+    fn members(&self) -> Answer<pb::MemberList>;
+    /// Takes a server out of the cluster, by its name or id; those that are left.
+    fn remove_member(&self, name: String) -> Answer<pb::MemberList>;
 }

@@ -19,6 +19,7 @@ pub mod image;
 mod jsonpath;
 mod locate;
 pub mod logs;
+pub mod member;
 mod names;
 mod output;
 pub mod scale;
@@ -40,6 +41,7 @@ pub enum Verb {
     Exec(exec::Options),
     Scale(scale::Options),
     Image(image::Options),
+    Member(member::Options),
     Token(token::Options),
 }
 
@@ -54,6 +56,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Exec(options) => exec::run(options).await,
         Verb::Scale(options) => scale::run(options).await,
         Verb::Image(options) => image::run(options).await,
+        Verb::Member(options) => member::run(options).await,
         Verb::Token(options) => token::run(options).await,
     };
     Ok(result.unwrap_or_else(|error| {
