@@ -43,7 +43,8 @@ pub async fn remove(store: &Store, name: &str) -> Result<pb::MemberList, Upstrea
 fn find(members: &[Member], name: &str) -> Result<MemberId, String> {
     let found = members.iter().find(|m| m.name == name || format!("{:x}", m.id) == name);
     found.map(|m| m.id).ok_or_else(|| {
-        let names: Vec<_> = members.iter().map(|m| m.name.as_str()).collect();
+        let mut names: Vec<_> = members.iter().map(|m| m.name.as_str()).collect();
+        names.sort_unstable();
         format!("the cluster has no server {name:?}; there are {}", names.join(", "))
     })
 }
