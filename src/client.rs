@@ -43,6 +43,7 @@ pub struct Api {
     tls: Arc<rustls::ClientConfig>,
     /// The bearer token of a user without a certificate.
     token: Option<String>,
+    certificate: Option<String>,
     /// The cluster's CA, PEM.
     pub ca: String,
     pub namespace: String,
@@ -82,6 +83,7 @@ impl Api {
             host: host.trim_end_matches('/').to_owned(),
             tls: Arc::new(skiff_identity::client(&ca, own.as_ref())?),
             token,
+            certificate: own.map(|own| own.certificate),
             ca,
             namespace: context["namespace"].as_str().unwrap_or("default").to_owned(),
         })
@@ -161,6 +163,18 @@ impl Api {
         let request = fleet::MemberName { name: name.to_owned() };
         let answer = crate::agent::wire::client(self.grpc()?).remove_member(request).await;
         Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().members)
+    }
+
+    /// Takes a step of the exchange of the cluster's authority (none, where it is empty); where that stands.
+    pub async fn rotation(&self, step: &str) -> anyhow::Result<fleet::Rotation> {
+        let request = fleet::RotationStep { step: step.to_owned() };
+        let answer = crate::agent::wire::client(self.grpc()?).rotate_authority(request).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
+    /// The certificate with the authority behind it that is shown to the server, PEM; None where a token is.
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
     }
 
     async fn connect(&self) -> anyhow::Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {

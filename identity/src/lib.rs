@@ -8,8 +8,8 @@ mod token;
 mod trust;
 
 pub use ca::{
-    Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, each, hash, issuer_hash, organization,
-    request, request_key_hash, stance,
+    Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, each, hash, issuer_hash,
+    organization, request, request_key_hash, stance,
 };
 pub use own::Own;
 pub use tls::{client, client_with, install_crypto, joining_client, server, server_name, server_with};

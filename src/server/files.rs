@@ -9,6 +9,13 @@ use std::path::{Path, PathBuf};
 /// The peers that a joining server was told.
 const PEERS: &str = "peers.json";
 
+/// Hashes of authorities that were this cluster's, a line each.
+const FORMER: &str = "ca.former";
+
+fn hashes(pem: &str) -> Result<Vec<String>, skiff_identity::Error> {
+    skiff_identity::each(pem).iter().map(|one| skiff_identity::hash(one)).collect()
+}
+
 /// Where a server keeps what must survive it.
 #[derive(Clone)]
 pub struct Files {
@@ -98,6 +105,28 @@ impl Files {
         self.write_secret("token.key", token_key)?;
         self.write_secret("ca.crt", &ca.certificate)?;
         self.write_secret("ca.key", &ca.key)
+    }
+
+    /// Puts another authority in the place of the one that is kept, or beside it. The hashes of those that go are kept: a token may name one.
+    pub fn replace_ca(&self, pair: &Pair) -> anyhow::Result<()> {
+        let (mut former, now) = (self.former_hashes()?, hashes(&pair.certificate)?);
+        let go: Vec<_> = hashes(&self.ca()?.certificate)?.into_iter().filter(|h| !now.contains(h)).collect();
+        former.extend(go.into_iter().filter(|h| !former.contains(h)).collect::<Vec<_>>());
+        self.write_secret(FORMER, &former.join("\n"))?;
+        self.write_secret("ca.crt", &pair.certificate)?;
+        self.write_secret("ca.key", &pair.key)
+    }
+
+    fn former_hashes(&self) -> anyhow::Result<Vec<String>> {
+        match self.dir.join(FORMER).exists() {
+            true => Ok(self.read(FORMER)?.lines().map(str::to_owned).collect()),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether the authority with this hash is this cluster's, or was.
+    pub fn knows_authority(&self, hash: &str) -> anyhow::Result<bool> {
+        Ok(hashes(&self.ca()?.certificate)?.iter().chain(&self.former_hashes()?).any(|h| h == hash))
     }
 
     /// Where the store's members listened when this server joined; None for a founder.

@@ -28,8 +28,8 @@ pub async fn run(shared: Arc<Shared>, subject: Subject) {
 }
 
 /// The store first: what is due is judged by what the API shows.
-fn renew(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
-    let pair = shared.ca.issue_for(subject, &shared.own.pair().key)?;
-    shared.peer_tls.replace(&super::peer_pem(&shared.ca, pair.clone()))?;
+pub fn renew(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
+    let pair = shared.authority.ca().issue_for(subject, &shared.own.pair().key)?;
+    shared.peer_tls.replace(&super::peer_pem(&shared.authority.bundle(), pair.clone()))?;
     Ok(shared.own.replace(pair)?)
 }

@@ -58,8 +58,8 @@ pub use error::{Error, MemberCode, WatchError};
 pub use hub::{CatchUp, Feed, Parcel, Published, Token, Watcher};
 pub use membership::MemberChange;
 pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, restore, snapshot_status, verify};
-pub use store::Store;
 pub use peer_tls::{PeerPem, PeerTls};
+pub use store::Store;
 pub use types::*;
 
 /// An id for a new member.

@@ -244,6 +244,26 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_was_removed_does_not_come_back_by_its_key() {
+        let mut m = Machine::new();
+        let mut sequence = 0;
+        let mut say = |m: &mut Machine, id, key: &str| {
+            sequence += 1;
+            let kind = Kind::Member(Member { id, key_hash: key.into(), ..Default::default() });
+            m.apply(sequence, 1, &Command { origin: 1, sequence, fence: 0, kind }).unwrap().result
+        };
+        say(&mut m, 1, "a").unwrap();
+        m.removed_keys.push("gone".into());
+        let mut m = Machine::restore(m.header(5), Vec::new());
+        assert_eq!((m.members[&1].key_hash.as_str(), &m.removed_keys[..]), ("a", &["gone".to_owned()][..]));
+        assert!(matches!(say(&mut m, 2, "gone"), Err(Error::Member { id: 2, code: MemberCode::NotFound, .. })));
+        assert!(!m.members.contains_key(&2));
+        say(&mut m, 2, "other").unwrap();
+        // Where keys stand for nobody, nobody is kept out.
+        say(&mut m, 3, "").unwrap();
+    }
+
+    #[test]
     fn a_full_store_takes_deletes_and_compaction_only() {
         let mut m = Machine::new();
         let mut sequence = 0;

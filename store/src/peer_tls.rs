@@ -106,7 +106,10 @@ impl PeerTls {
     }
 
     /// Connections of members that proved themselves, as they come. Ends when nobody takes them.
-    pub(crate) fn accept(&self, listener: TcpListener) -> ReceiverStream<std::io::Result<server::TlsStream<TcpStream>>> {
+    pub(crate) fn accept(
+        &self,
+        listener: TcpListener,
+    ) -> ReceiverStream<std::io::Result<server::TlsStream<TcpStream>>> {
         let (accepted, stream) = mpsc::channel(1);
         let tls = self.clone();
         tokio::spawn(async move {
@@ -130,8 +133,12 @@ impl PeerTls {
                     let _ = tcp.set_nodelay(true);
                     match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(tcp)).await {
                         Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
-                        Ok(Err(e)) => tracing::info!("a peer's connection from {from} was refused: tls accept error: {e}"),
-                        Err(_) => tracing::info!("a peer's connection from {from} was given up: its TLS handshake took too long"),
+                        Ok(Err(e)) => {
+                            tracing::info!("a peer's connection from {from} was refused: tls accept error: {e}")
+                        }
+                        Err(_) => tracing::info!(
+                            "a peer's connection from {from} was given up: its TLS handshake took too long"
+                        ),
                     }
                     drop(slot);
                 });

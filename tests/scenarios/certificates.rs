@@ -61,7 +61,8 @@ pub fn renewal() -> anyhow::Result<()> {
         cluster.host.kill(restarted, Signal::SIGKILL)?;
         note(&cluster, "while-dead").await?;
         cluster.host.restart(restarted)?;
-        until("the server that was killed has caught up", || async { cluster.has(restarted, &noted("while-dead")) }).await?;
+        until("the server that was killed has caught up", || async { cluster.has(restarted, &noted("while-dead")) })
+            .await?;
 
         // Asleep for longer than its certificate lives.
         let before = shown("a2")?;

@@ -3,6 +3,7 @@
 //! Scenarios that only look, or that mend what they broke, share a cluster; it starts with the first that wants it. Each begins with a whole cluster.
 
 mod archives;
+mod authority;
 mod bad_input;
 mod busybox;
 mod certificates;
@@ -53,6 +54,7 @@ fn main() {
         alone("a_newcomer_brings_up_a_cluster_deploys_and_takes_it_down", newcomer::brings_up_deploys_takes_down),
         alone("two_clusters_live_side_by_side_and_one_survives_the_machine", machine::side_by_side_and_restart),
         alone("certificates_are_renewed_while_everything_runs", certificates::renewal),
+        alone("the_authority_is_exchanged_while_everything_runs", authority::rotation),
         with("status_restarts_what_died", &SMALL, machine::status_restarts),
         with("own_verbs", &SMALL, verbs::own_verbs),
         with("images_from_both_kinds_of_archive", &SMALL, images::both_kinds_of_archive),

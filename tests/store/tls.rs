@@ -189,7 +189,8 @@ async fn own_keys() -> anyhow::Result<()> {
     let listed = members_of(ctl_a).await?;
     let id = |name: &str| listed.iter().find(|m| m.name == name).map(|m| m.id).context("a member");
     let (b, c) = (id("b")?, id("c")?);
-    let record = |id: u64| pb::MemberRecord { id, name: "x".into(), peer_addr: "127.0.0.1:9".into(), ..Default::default() };
+    let record =
+        |id: u64| pb::MemberRecord { id, name: "x".into(), peer_addr: "127.0.0.1:9".into(), ..Default::default() };
     let cluster_id = cluster_of(ctl_a).await?;
     let raft = |from| tokio_stream::iter([pb::RaftMessages { from, cluster_id, ..Default::default() }]);
     let command = |id| {
@@ -198,7 +199,8 @@ async fn own_keys() -> anyhow::Result<()> {
         pb::Forwarded { commands: vec![prost::Message::encode_to_vec(&command).into()] }
     };
     let denied = |what: &str, refused: Option<tonic::Status>, why: &str| {
-        let told = refused.as_ref().is_some_and(|s| s.code() == tonic::Code::PermissionDenied && s.message().contains(why));
+        let told =
+            refused.as_ref().is_some_and(|s| s.code() == tonic::Code::PermissionDenied && s.message().contains(why));
         ensure!(told, "{what}: {refused:?}");
         anyhow::Ok(())
     };
@@ -222,7 +224,11 @@ async fn own_keys() -> anyhow::Result<()> {
             Ok(answer) => ensure!(!answer.get_ref().accepted, "{} took a command", server.plan.name),
             refused => {
                 denied("forward", refused.err(), "known by another key")?;
-                denied("join", as_c.join(pb::JoinRequest { member: Some(record(77)) }).await.err(), "does not speak as")?;
+                denied(
+                    "join",
+                    as_c.join(pb::JoinRequest { member: Some(record(77)) }).await.err(),
+                    "does not speak as",
+                )?;
                 // Of the authority, with the name, and nobody's.
                 let mut as_new = peer_client(&dir, &ours, "new", &server.plan.peer)?;
                 denied("forward", as_new.forward(pb::Forwarded::default()).await.err(), "no member of the group")?;
@@ -312,7 +318,12 @@ async fn changed_files() -> anyhow::Result<()> {
         let addr = server.plan.peer.clone();
         let dir = &dir;
         let of = if authority == "next" { &next } else { &ours };
-        async move { peer_client(dir, of, "new", &addr)?.leases(skiff_proto::store::LeasesRequest::default()).await.map_err(anyhow::Error::from) }
+        async move {
+            peer_client(dir, of, "new", &addr)?
+                .leases(skiff_proto::store::LeasesRequest::default())
+                .await
+                .map_err(anyhow::Error::from)
+        }
     };
     ensure!(asks("ours").await.is_err(), "of another authority");
     std::fs::write(&certificate, "half of it")?;

@@ -9,6 +9,7 @@
 //! Each verb is a file with its `Options` and a `run`. What is wrong is said on stderr in kubectl's form; the exit code is 1.
 
 pub mod apply;
+pub mod ca;
 pub mod delete;
 pub mod describe;
 mod discovery;
@@ -43,6 +44,7 @@ pub enum Verb {
     Image(image::Options),
     Member(member::Options),
     Token(token::Options),
+    Ca(ca::Options),
 }
 
 /// Runs a verb; its failure is told here, so that scripts see kubectl's words.
@@ -58,6 +60,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Image(options) => image::run(options).await,
         Verb::Member(options) => member::run(options).await,
         Verb::Token(options) => token::run(options).await,
+        Verb::Ca(options) => ca::run(options).await,
     };
     Ok(result.unwrap_or_else(|error| {
         if output::reader_is_gone(&error) {

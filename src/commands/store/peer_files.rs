@@ -45,7 +45,9 @@ impl PeerFiles {
                 Err(e) => {
                     let problem = format!("{e:#}");
                     if told.as_ref() != Some(&problem) {
-                        tracing::warn!("the certificate for peers has changed and cannot be taken up, trying again: {problem}");
+                        tracing::warn!(
+                            "the certificate for peers has changed and cannot be taken up, trying again: {problem}"
+                        );
                         told = Some(problem);
                     }
                 }
