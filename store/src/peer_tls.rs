@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 /// A handshake that takes longer is given up.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Handshakes under way at once: there are a handful of members, and whoever else dials must not cost memory without end.
-const HANDSHAKES_MAX: usize = 64;
+const HANDSHAKES_MAX: usize = 512;
 /// The listener could not accept, for want of descriptors most of the time.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
