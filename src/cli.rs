@@ -92,8 +92,6 @@ pub fn block_on<T>(threads: usize, work: impl Future<Output = anyhow::Result<T>>
 
 /// Messages of a process that serves go to stderr; `SKIFF_LOG` chooses which.
 pub fn log_to_stderr() {
-    // The library that serves peers tells of failed TLS handshakes in a low voice, and whoever was turned away hears nothing.
-    const LOG: &str = "info,tonic::transport::server::io_stream=debug";
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| LOG.into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

@@ -45,6 +45,7 @@ pub struct Api {
     token: Option<String>,
     /// Whom to act as: `Impersonate-*` headers.
     acting: Vec<(String, String)>,
+    certificate: Option<String>,
     /// The cluster's CA, PEM.
     pub ca: String,
     pub namespace: String,
@@ -85,6 +86,7 @@ impl Api {
             tls: Arc::new(skiff_identity::client(&ca, own.as_ref())?),
             token,
             acting: acting_as(&user),
+            certificate: own.map(|own| own.certificate),
             ca,
             namespace: context["namespace"].as_str().unwrap_or("default").to_owned(),
         })
@@ -151,6 +153,31 @@ impl Api {
         let request = fleet::ImageRequest { reference: reference.to_owned() };
         let answer = crate::agent::wire::client(self.grpc()?).remove_image(request).await;
         Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
+    /// The servers of the cluster.
+    pub async fn members(&self) -> anyhow::Result<Vec<fleet::Member>> {
+        let answer = crate::agent::wire::client(self.grpc()?).members(fleet::MembersRequest {}).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().members)
+    }
+
+    /// Takes a server out of the cluster; those that are left.
+    pub async fn remove_member(&self, name: &str) -> anyhow::Result<Vec<fleet::Member>> {
+        let request = fleet::MemberName { name: name.to_owned() };
+        let answer = crate::agent::wire::client(self.grpc()?).remove_member(request).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().members)
+    }
+
+    /// Takes a step of the exchange of the cluster's authority (none, where it is empty); where that stands.
+    pub async fn rotation(&self, step: &str) -> anyhow::Result<fleet::Rotation> {
+        let request = fleet::RotationStep { step: step.to_owned() };
+        let answer = crate::agent::wire::client(self.grpc()?).rotate_authority(request).await;
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+    }
+
+    /// The certificate with the authority behind it that is shown to the server, PEM; None where a token is.
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
     }
 
     async fn connect(&self) -> anyhow::Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {

@@ -82,11 +82,20 @@ impl Ca {
         Ca::load(Pair { certificate, key: key.serialize_pem() })
     }
 
-    /// An authority from its PEM files.
+    /// An authority from its PEM files. While one takes another's place there are the certificates of both: the one that the key is of issues.
+    ///
+    /// # Errors
+    /// The texts are no certificates and key, or the key is of none of them.
     pub fn load(pair: Pair) -> Result<Ca, Error> {
         let key = KeyPair::from_pem(&pair.key)?;
-        let issuer = Issuer::from_ca_cert_pem(&pair.certificate, key)?;
-        Ok(Ca { pair, issuer, leaf_life: LEAF_LIFE })
+        let is_ours = |pem: &String| {
+            let parsed = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok();
+            let certificate = parsed.as_ref().and_then(|(_, pem)| pem.parse_x509().ok());
+            certificate.is_some_and(|c| c.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+        };
+        let certificate = each(&pair.certificate).into_iter().find(is_ours).ok_or(Error::OtherKey)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)?;
+        Ok(Ca { pair: Pair { certificate, key: pair.key }, issuer, leaf_life: LEAF_LIFE })
     }
 
     /// The same authority, whose certificates for others are good for `life` (a second at least).
@@ -108,6 +117,12 @@ impl Ca {
     pub fn issue(&self, subject: &Subject) -> Result<Pair, Error> {
         let key = KeyPair::generate()?;
         Ok(Pair { certificate: self.sign(subject, &key)?, key: key.serialize_pem() })
+    }
+
+    /// A certificate for `subject` and a key (PEM) that it has already.
+    pub fn issue_for(&self, subject: &Subject, key: &str) -> Result<Pair, Error> {
+        let certificate = self.sign(subject, &KeyPair::from_pem(key)?)?;
+        Ok(Pair { certificate, key: key.to_owned() })
     }
 
     /// A certificate for the key of a signing request (PEM). Only the key is taken from the request: the names are ours to give.
@@ -207,6 +222,25 @@ pub fn hash(pem: &str) -> Result<String, Error> {
     Ok(hex(&Sha256::digest(&der)))
 }
 
+/// The certificates of a PEM text, one by one.
+pub fn each(pem: &str) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let texts = pem.split_inclusive(END).filter(|text| text.contains(END));
+    texts.map(|text| format!("{}\n", text.trim_start())).collect()
+}
+
+/// The hash of the authority that travels behind a certificate (PEM); None where there is none.
+pub fn issuer_hash(pem: &str) -> Option<String> {
+    hash(each(pem).get(1)?).ok()
+}
+
+/// Whom somebody trusts, and whose certificate they show, in one short text: equal for those who are equal in both.
+pub fn stance(trusted: &str, shown: &str) -> String {
+    let trusted: Vec<_> = each(trusted).iter().filter_map(|pem| hash(pem).ok()).map(|h| h[..16].to_owned()).collect();
+    let shown = issuer_hash(shown).map_or_else(|| "nobody".to_owned(), |h| h[..16].to_owned());
+    format!("{}/{shown}", trusted.join("+"))
+}
+
 /// The common name in a certificate (DER).
 pub fn common_name(der: &[u8]) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
@@ -235,6 +269,23 @@ mod tests {
         let again = Ca::load(ca.pair().clone()).unwrap();
         assert_eq!(ca.hash().unwrap(), again.hash().unwrap());
         assert_eq!(ca.hash().unwrap().len(), 64);
+    }
+
+    #[test]
+    fn of_several_certificates_the_one_with_the_key_issues() {
+        let (old, new) = (Ca::generate().unwrap(), Ca::generate().unwrap());
+        let both = format!("{}{}", old.certificate(), new.certificate());
+        let subject = Subject::Node { name: "n1".into() };
+        for ca in [&old, &new] {
+            let loaded = Ca::load(Pair { certificate: both.clone(), key: ca.pair().key.clone() }).unwrap();
+            assert_eq!(loaded.certificate(), ca.certificate());
+            let issued = loaded.issue(&subject).unwrap().certificate;
+            assert_eq!(issuer_hash(&issued), ca.hash().ok());
+            let (a, b) = (&old.hash().unwrap()[..16], &new.hash().unwrap()[..16]);
+            assert_eq!(stance(&both, &issued), format!("{a}+{b}/{}", &ca.hash().unwrap()[..16]));
+        }
+        let key = Ca::generate().unwrap().pair().key.clone();
+        assert!(matches!(Ca::load(Pair { certificate: both, key }), Err(Error::OtherKey)));
     }
 
     #[test]

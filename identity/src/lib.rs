@@ -8,21 +8,25 @@ mod own;
 pub mod sealing;
 mod tls;
 mod token;
+mod trust;
 
 pub use ca::{
-    Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, hash, organization, request,
-    request_key_hash,
+    Ca, LEAF_LIFE, Pair, SERVER_NAME, Subject, certificate_key_hash, common_name, each, hash, issuer_hash,
+    organization, request, request_key_hash, stance,
 };
 pub use hidden::Hidden;
 pub use own::Own;
 pub use tls::{client, client_with, install_crypto, joining_client, server, server_name, server_with};
 pub use token::{Role, Token, random_text};
+pub use trust::Trust;
 
 /// What went wrong with a key, a certificate or a token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("making or reading a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+    #[error("the key is of none of the authority's certificates beside it: one of the two files was exchanged")]
+    OtherKey,
     #[error("TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
     #[error("not a PEM file with the expected content: {0}")]

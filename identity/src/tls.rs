@@ -6,13 +6,13 @@
 
 use crate::ca::{Pair, hex};
 use crate::own::Own;
+use crate::trust::Trust;
 use crate::{Error, SERVER_NAME};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(crate) fn key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| Error::Pem(e.to_string()))
 }
 
-fn roots(ca: &str) -> Result<Arc<RootCertStore>, Error> {
+pub(crate) fn roots(ca: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(ca)? {
         store.add(certificate)?;
@@ -44,18 +44,14 @@ fn roots(ca: &str) -> Result<Arc<RootCertStore>, Error> {
 
 /// A server that takes clients with a certificate of `ca`, and clients with none (their requests are judged by other means).
 pub fn server(ca: &str, own: &Pair) -> Result<Arc<ServerConfig>, Error> {
-    server_with(ca, &Own::new(own.clone())?)
+    server_with(&Trust::new(ca)?, &Own::new(own.clone())?)
 }
 
-/// The same with a certificate that may be replaced meanwhile.
-pub fn server_with(ca: &str, own: &Own) -> Result<Arc<ServerConfig>, Error> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| Error::Verifier(e.to_string()))?;
+/// The same with a certificate and authorities that may be replaced meanwhile.
+pub fn server_with(trust: &Trust, own: &Own) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(trust.clone()))
         .with_cert_resolver(Arc::new(own.clone()));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
@@ -64,14 +60,15 @@ pub fn server_with(ca: &str, own: &Own) -> Result<Arc<ServerConfig>, Error> {
 /// A client that trusts `ca`, with a certificate of its own where it has one. ALPN is left to the caller.
 pub fn client(ca: &str, own: Option<&Pair>) -> Result<ClientConfig, Error> {
     let own = own.map(|own| Own::new(own.clone())).transpose()?;
-    client_with(ca, own.as_ref())
+    client_with(&Trust::new(ca)?, own.as_ref())
 }
 
-/// The same with a certificate that may be replaced meanwhile.
-pub fn client_with(ca: &str, own: Option<&Own>) -> Result<ClientConfig, Error> {
+/// The same with a certificate and authorities that may be replaced meanwhile.
+pub fn client_with(trust: &Trust, own: Option<&Own>) -> Result<ClientConfig, Error> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca)?);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trust.clone()));
     Ok(match own {
         Some(own) => builder.with_client_cert_resolver(Arc::new(own.clone())),
         None => builder.with_no_client_auth(),
@@ -176,6 +173,30 @@ mod tests {
         handshake(joining(), serve(&ours)).unwrap();
         let refused = handshake(joining(), serve(&theirs)).unwrap_err();
         assert!(refused.contains("another cluster"), "{refused}");
+    }
+
+    #[test]
+    fn one_authority_takes_anothers_place_while_connections_are_made() {
+        let (old, new) = (Ca::generate().unwrap(), Ca::generate().unwrap());
+        let subject = Subject::Server { name: "s1".into(), names: vec![], addresses: vec![] };
+        let issued = |ca: &Ca| Own::new(ca.issue(&subject).unwrap()).unwrap();
+        let (trust, server_own, client_own) = (Trust::new(old.certificate()).unwrap(), issued(&old), issued(&old));
+        let server = server_with(&trust, &server_own).unwrap();
+        let dial = |own: &Own| handshake(client_with(&trust, Some(own)).unwrap(), server.clone());
+        let leaf = |own: &Own| certificates(&own.pair().certificate).unwrap()[0].to_vec();
+        dial(&client_own).unwrap();
+        assert!(dial(&issued(&new)).is_err(), "not trusted yet");
+        trust.replace(&format!("{}{}", old.certificate(), new.certificate())).unwrap();
+        dial(&client_own).unwrap();
+        dial(&issued(&new)).unwrap();
+        server_own.replace(issued(&new).pair()).unwrap();
+        dial(&client_own).unwrap();
+        trust.replace(new.certificate()).unwrap();
+        assert!(dial(&client_own).is_err(), "not trusted any more");
+        assert!(!trust.knows_issuer(&leaf(&client_own)) && trust.knows_issuer(&leaf(&server_own)));
+        dial(&issued(&new)).unwrap();
+        assert!(trust.replace("nothing").is_err());
+        dial(&issued(&new)).unwrap();
     }
 
     #[test]

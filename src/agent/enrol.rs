@@ -4,7 +4,7 @@
 use super::wire;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skiff_identity::{Pair, Token};
+use skiff_identity::{Pair, Token, Trust};
 use skiff_proto::fleet as pb;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -54,9 +54,8 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
     let token: Option<Token> = token.map(str::parse).transpose()?;
     if let Some(own) = wire::read_pair(&certificate, &key)? {
         let ca = std::fs::read_to_string(&ca).with_context(|| format!("reading {}", ca.display()))?;
-        let ours = skiff_identity::hash(&ca)?;
         if let Some(token) = &token
-            && token.ca_hash != ours
+            && !hashes(&ca)?.iter().chain(&former_hashes(dir)?).any(|hash| *hash == token.ca_hash)
         {
             anyhow::bail!(
                 "{} belongs to another cluster than the token; use another --data-dir, or remove it",
@@ -91,15 +90,42 @@ pub async fn enrol(dir: &Path, node: &str, server: &str, token: Option<&str>) ->
 
 /// A new certificate for the key that this node has. The key is what counts: a server gives one to whoever can sign with the key that the Node names, also when the old
 /// certificate has ended.
-pub async fn renew(dir: &Path, node: &str, server: &str, ca: &str) -> anyhow::Result<Pair> {
+pub async fn renew(dir: &Path, node: &str, server: &str, trust: &Trust) -> anyhow::Result<Pair> {
     let path = dir.join("node.key");
     let key = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let (key, signing_request) = skiff_identity::request(Some(&key))?;
     let request = pb::JoinRequest { name: node.to_owned(), signing_request, ..Default::default() };
-    let answer = wire::client(wire::channel(server, ca, None)?).join(request).await;
+    let answer = wire::client(wire::trusting(server, trust, None)?).join(request).await;
     let certificate = answer.map_err(|status| wire::explain(server, &status))?.into_inner().certificate;
     write(&dir.join("node.crt"), &certificate)?;
     Ok(Pair { certificate, key })
+}
+
+/// Hashes of authorities that were the cluster's, a line each: the token with which the agent was started may name one.
+const FORMER: &str = "ca.former";
+
+fn hashes(pem: &str) -> Result<Vec<String>, skiff_identity::Error> {
+    skiff_identity::each(pem).iter().map(|one| skiff_identity::hash(one)).collect()
+}
+
+fn former_hashes(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let path = dir.join(FORMER);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Trusts these authorities (PEM) from now on; also after a restart.
+pub fn trust(dir: &Path, trust: &Trust, bundle: &str) -> anyhow::Result<()> {
+    let (now, mut former) = (hashes(bundle)?, former_hashes(dir)?);
+    Trust::new(bundle)?;
+    let go: Vec<_> = hashes(&trust.pem())?.into_iter().filter(|h| !now.contains(h) && !former.contains(h)).collect();
+    former.extend(go);
+    write(&dir.join(FORMER), &former.join("\n"))?;
+    write(&dir.join("ca.crt"), bundle)?;
+    Ok(trust.replace(bundle)?)
 }
 
 /// Takes the node in again whose Node was deleted: with the key that it has, by which its certificate stands again.

@@ -9,7 +9,7 @@ use super::removed::{Refusals, Removed, Step};
 use super::tables::Tables;
 use super::wire;
 use crate::supervise;
-use skiff_identity::{Own, Token};
+use skiff_identity::{Own, Token, Trust};
 use skiff_pods::Report;
 use skiff_proto::fleet as pb;
 use skiff_proto::fleet::from_agent::Message as Up;
@@ -43,8 +43,12 @@ struct Outbox {
 
 struct Inner {
     dir: PathBuf,
-    ca: String,
+    trust: Trust,
     own: Own,
+    /// The hash of the authority that issues now; empty until a server has said it.
+    issuer: watch::Sender<String>,
+    /// Goes up when connections are to be made anew: what they were made with is of an authority that goes.
+    redial: watch::Sender<u64>,
     servers: watch::Sender<Vec<String>>,
     machine: Machine,
     ready: AtomicBool,
@@ -85,8 +89,10 @@ impl Link {
         let (calls, calls_out) = mpsc::channel(64);
         let inner = Inner {
             dir,
-            ca: enrolled.ca,
+            trust: Trust::new(&enrolled.ca)?,
             own: Own::new(enrolled.own)?,
+            issuer: watch::Sender::new(String::new()),
+            redial: watch::Sender::new(0),
             servers: watch::Sender::new(enrolled.servers),
             machine,
             ready: AtomicBool::new(false),
@@ -158,7 +164,7 @@ impl Link {
     }
 
     pub fn channel(&self, addr: &str) -> anyhow::Result<Channel> {
-        wire::channel(addr, &self.inner.ca, Some(&self.inner.own))
+        wire::trusting(addr, &self.inner.trust, Some(&self.inner.own))
     }
 
     /// The calls that servers make, with the connection that the answer belongs on. To be taken once.
@@ -249,19 +255,36 @@ impl Link {
         }
     }
 
-    /// Has this node's certificate made anew at half of its life, by whichever server answers. One that has ended already does not matter: the key counts.
+    /// Whether this node's certificate is of another authority than the one that issues now.
+    fn is_of_another_authority(&self) -> bool {
+        let wanted = self.inner.issuer.borrow();
+        !wanted.is_empty() && skiff_identity::issuer_hash(&self.inner.own.pair().certificate).as_ref() != Some(&*wanted)
+    }
+
+    /// Has this node's certificate made anew at half of its life, and when another authority issues, by whichever server answers. One that has ended already does not
+    /// matter: the key counts.
     async fn renew(self) {
+        let mut issuer = self.inner.issuer.subscribe();
         loop {
-            tokio::time::sleep(self.inner.own.pair().renewal_in().clamp(RENEW_AGAIN, RENEW_LOOK)).await;
-            if !self.inner.own.pair().renewal_due() {
+            let another = self.is_of_another_authority();
+            let due_in = if another { RENEW_AGAIN } else { self.inner.own.pair().renewal_in() };
+            tokio::select! {
+                () = tokio::time::sleep(due_in.clamp(RENEW_AGAIN, RENEW_LOOK)) => {}
+                _ = issuer.changed() => {}
+            }
+            let another = self.is_of_another_authority();
+            if !another && !self.inner.own.pair().renewal_due() {
                 continue;
             }
             for addr in self.servers() {
                 let (dir, node) = (&self.inner.dir, self.inner.machine.name());
-                let renewed = enrol::renew(dir, node, &addr, &self.inner.ca).await;
+                let renewed = enrol::renew(dir, node, &addr, &self.inner.trust).await;
                 match renewed.and_then(|pair| Ok(self.inner.own.replace(pair)?)) {
                     Ok(()) => {
                         tracing::info!("this node's certificate was renewed");
+                        if another {
+                            self.inner.redial.send_modify(|n| *n += 1);
+                        }
                         break;
                     }
                     Err(e) => tracing::warn!("this node's certificate could not be renewed, trying again: {e:#}"),
@@ -289,6 +312,7 @@ impl Link {
 
     async fn session(&self, addr: &str) -> anyhow::Result<()> {
         let inner = &self.inner;
+        let mut redial = inner.redial.subscribe();
         let (send, outgoing) = mpsc::channel(64);
         let object = inner.machine.object(inner.ready.load(Ordering::Acquire));
         let node = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -327,7 +351,11 @@ impl Link {
                 }
             }
         };
-        tokio::select! { result = hear => result, result = tell => result }
+        tokio::select! {
+            result = hear => result,
+            result = tell => result,
+            _ = redial.changed() => Ok(()),
+        }
     }
 
     fn hear(&self, message: pb::ToAgent) {
@@ -340,6 +368,7 @@ impl Link {
                     }
                     self.inner.servers.send_replace(welcome.servers.clone());
                 }
+                self.hear_authority(&welcome);
                 lock(&self.inner.refusals).taken_in();
                 self.inner.welcome.send_replace(Some(welcome));
             }
@@ -353,6 +382,24 @@ impl Link {
             Some(Message::Refused(refused)) => tracing::error!("the server refuses this node: {}", refused.reason),
             None => {}
         }
+    }
+
+    /// Whom this node is to trust, and who issues.
+    fn hear_authority(&self, welcome: &pb::Welcome) {
+        let inner = &self.inner;
+        if !welcome.ca.is_empty() && welcome.ca != inner.trust.pem() {
+            match enrol::trust(&inner.dir, &inner.trust, &welcome.ca) {
+                Ok(()) => tracing::info!(
+                    "the cluster's authority is being exchanged: this node trusts what the servers trust"
+                ),
+                Err(e) => tracing::error!("this node cannot take up whom the servers trust: {e:#}"),
+            }
+        }
+        inner.issuer.send_if_modified(|issuer| {
+            let changed = *issuer != welcome.issuer;
+            issuer.clone_from(&welcome.issuer);
+            changed
+        });
     }
 
     fn hear_objects(&self, objects: pb::Objects) {
@@ -442,7 +489,10 @@ impl Link {
     }
 
     async fn beat(self, addr: String) {
+        let mut redial = self.inner.redial.subscribe();
         loop {
+            redial.borrow_and_update();
+            let shown = self.inner.own.pair().certificate;
             if let Ok(channel) = self.channel(&addr) {
                 let (send, beats) = mpsc::channel(4);
                 let stream = async {
@@ -460,6 +510,7 @@ impl Link {
                             sequence,
                             shutting_down: self.inner.stopping.load(Ordering::Acquire),
                             applied: self.inner.applied.load(Ordering::Acquire),
+                            stance: skiff_identity::stance(&self.inner.trust.pem(), &shown),
                         };
                         if send.send(beat).await.is_err() {
                             return;
@@ -470,19 +521,24 @@ impl Link {
                         }
                     }
                 };
-                tokio::select! { _ = stream => {}, () = pump => {} }
+                tokio::select! { _ = stream => {}, () = pump => {}, _ = redial.changed() => {} }
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
     async fn listen_for_calls(self, addr: String) {
+        let mut redial = self.inner.redial.subscribe();
         loop {
+            redial.borrow_and_update();
             if let Ok(channel) = self.channel(&addr)
                 && let Ok(calls) = wire::client(channel.clone()).calls(pb::Hello::default()).await
             {
                 let mut calls = calls.into_inner();
-                while let Ok(Some(call)) = calls.message().await {
+                // What was opened on the connection stays open when it is made anew.
+                while let Ok(Some(call)) =
+                    tokio::select! { call = calls.message() => call, _ = redial.changed() => Ok(None) }
+                {
                     if self.inner.calls.send((channel.clone(), call)).await.is_err() {
                         return;
                     }

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use skiff_identity::{Own, Pair};
+use skiff_identity::{Own, Pair, Trust};
 use skiff_proto::fleet::fleet_client::FleetClient;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,12 @@ pub const PATIENT: Duration = Duration::from_secs(15);
 
 /// A channel that dials `addr` (`host:port`) when it is used.
 pub fn channel(addr: &str, ca: &str, own: Option<&Own>) -> anyhow::Result<Channel> {
-    with_tls(addr, skiff_identity::client_with(ca, own)?, WATCHFUL)
+    trusting(addr, &Trust::new(ca)?, own)
+}
+
+/// The same, where it may change whom one trusts.
+pub fn trusting(addr: &str, trust: &Trust, own: Option<&Own>) -> anyhow::Result<Channel> {
+    with_tls(addr, skiff_identity::client_with(trust, own)?, WATCHFUL)
 }
 
 /// The same with any TLS configuration.

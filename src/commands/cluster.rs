@@ -78,10 +78,11 @@ impl Cluster {
         if !files.has_cluster() {
             files.found()?;
         }
-        let ca = Ca::load(files.ca()?)?;
+        let pair = files.ca()?;
+        let (bundle, ca) = (pair.certificate.clone(), Ca::load(pair)?);
         let (agent, server) = (Token::generate(ca.hash()?, Role::Agent), Token::generate(ca.hash()?, Role::Server));
         let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
-        let config = kubeconfig(&format!("https://127.0.0.1:{}", host.port()), ca.certificate(), &ca.issue(&admin)?);
+        let config = kubeconfig(&format!("https://127.0.0.1:{}", host.port()), &bundle, &ca.issue(&admin)?);
         let path = dir.join("kubeconfig");
         write_private(&path, &config)?;
         let first = format!("{}:6443", host.address("s1")?);

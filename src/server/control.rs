@@ -40,8 +40,8 @@ pub async fn run(
     changes: broadcast::Sender<Changes>,
     beats: Arc<Beats>,
     settings: Settings,
+    mut bundles: watch::Receiver<String>,
 ) {
-    let settings = Arc::new(settings);
     let mut leadership = api.store().leadership();
     // The roles by which controllers may write are among the first objects of a cluster.
     api.ready().await;
@@ -50,13 +50,14 @@ pub async fn run(
         tracing::info!(term = leading.term, "this server leads");
         beats.listen_anew(Instant::now());
         let (judged, liveness) = watch::channel(Arc::new(Liveness::default()));
+        let settings = Arc::new(Settings { ca: bundles.borrow_and_update().clone(), ..settings.clone() });
         let shared = Leading {
             api: api.clone(),
             term: leading.term,
             view: view.clone(),
             changes: changes.clone(),
             liveness,
-            settings: settings.clone(),
+            settings,
         };
         let mut tasks = JoinSet::new();
         let (beats, view, changes) = (beats.clone(), view.clone(), changes.clone());
@@ -66,10 +67,19 @@ pub async fn run(
         tasks.spawn(say_who_leads(name.clone(), shared.clone()));
         decide(&mut tasks, &shared);
         let term = leading.term;
-        if leadership.wait_for(|l| !l.is_leader() || l.term != term).await.is_err() {
-            return;
+        let trusted_anew = tokio::select! {
+            ended = leadership.wait_for(|l| !l.is_leader() || l.term != term) => {
+                if ended.is_err() {
+                    return;
+                }
+                false
+            }
+            // What everybody is to trust is in every namespace: all of it is looked at anew.
+            changed = bundles.changed() => changed.is_ok(),
+        };
+        if !trusted_anew {
+            tracing::info!(term, "this server no longer leads");
         }
-        tracing::info!(term, "this server no longer leads");
         tasks.shutdown().await;
     }
 }

@@ -8,7 +8,9 @@ use axum::body::Body;
 use http::{Request, Response};
 use skiff_apiserver::{GrpcService, PeerCertificate};
 use skiff_fleet::{FleetService, NodeName, Trusted};
+use skiff_identity::Trust;
 use skiff_proto::fleet::fleet_server::FleetServer;
+use skiff_store::Store;
 use std::sync::Arc;
 use tower::Service as _;
 
@@ -20,7 +22,7 @@ const JOIN_BYTES_MAX: usize = 64 << 10;
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Serves `fleet` to whoever may.
-pub fn open(fleet: FleetService) -> GrpcService {
+pub fn open(fleet: FleetService, members: Store, trust: Trust) -> GrpcService {
     let view = fleet.view.clone();
     let strangers = FleetServer::new(fleet.clone()).max_decoding_message_size(JOIN_BYTES_MAX);
     let known = FleetServer::new(fleet)
@@ -29,7 +31,7 @@ pub fn open(fleet: FleetService) -> GrpcService {
     Arc::new(move |mut request| {
         let certificate = request.extensions().get::<Option<PeerCertificate>>().cloned().flatten();
         let certificate = certificate.or_else(|| request.extensions().get::<PeerCertificate>().cloned());
-        let standing = certificate.as_ref().map_or(Ok(()), |c| standing::check(&view, &c.der));
+        let standing = certificate.as_ref().map_or(Ok(()), |c| standing::check(&view, &members, &trust, &c.der));
         let is_known = certificate.is_some_and(|c| introduce(&mut request, &c.der));
         let mut service = if is_known { known.clone() } else { strangers.clone() };
         Box::pin(async move {

@@ -12,6 +12,13 @@ const PEERS: &str = "peers.json";
 /// The keys that seal Secrets, beside the authority's.
 const SEALING_KEYS: &str = "sealing.keys";
 
+/// Hashes of authorities that were this cluster's, a line each.
+const FORMER: &str = "ca.former";
+
+fn hashes(pem: &str) -> Result<Vec<String>, skiff_identity::Error> {
+    skiff_identity::each(pem).iter().map(|one| skiff_identity::hash(one)).collect()
+}
+
 /// Where a server keeps what must survive it.
 #[derive(Clone)]
 pub struct Files {
@@ -96,6 +103,15 @@ impl Files {
         self.write_secret(SEALING_KEYS, &keys.text())
     }
 
+    /// This server's own key, by which the other servers know it (PKCS#8 PEM). It is made at the first start, and stays.
+    pub fn server_key(&self) -> anyhow::Result<String> {
+        const NAME: &str = "server.key";
+        if !self.dir.join(NAME).exists() {
+            self.write_secret(NAME, &skiff_identity::request(None)?.0)?;
+        }
+        self.read(NAME)
+    }
+
     /// Founds a cluster: its authority, its token key, and the key that seals its Secrets.
     pub fn found(&self) -> anyhow::Result<()> {
         let token_key = skiff_identity::request(None)?.0;
@@ -108,6 +124,28 @@ impl Files {
         self.write_secret("token.key", token_key)?;
         self.write_secret("ca.crt", &ca.certificate)?;
         self.write_secret("ca.key", &ca.key)
+    }
+
+    /// Puts another authority in the place of the one that is kept, or beside it. The hashes of those that go are kept: a token may name one.
+    pub fn replace_ca(&self, pair: &Pair) -> anyhow::Result<()> {
+        let (mut former, now) = (self.former_hashes()?, hashes(&pair.certificate)?);
+        let go: Vec<_> = hashes(&self.ca()?.certificate)?.into_iter().filter(|h| !now.contains(h)).collect();
+        former.extend(go.into_iter().filter(|h| !former.contains(h)).collect::<Vec<_>>());
+        self.write_secret(FORMER, &former.join("\n"))?;
+        self.write_secret("ca.crt", &pair.certificate)?;
+        self.write_secret("ca.key", &pair.key)
+    }
+
+    fn former_hashes(&self) -> anyhow::Result<Vec<String>> {
+        match self.dir.join(FORMER).exists() {
+            true => Ok(self.read(FORMER)?.lines().map(str::to_owned).collect()),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether the authority with this hash is this cluster's, or was.
+    pub fn knows_authority(&self, hash: &str) -> anyhow::Result<bool> {
+        Ok(hashes(&self.ca()?.certificate)?.iter().chain(&self.former_hashes()?).any(|h| h == hash))
     }
 
     /// Where the store's members listened when this server joined; None for a founder.

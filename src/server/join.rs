@@ -23,7 +23,7 @@ pub async fn prepare(options: &Options, files: &Files) -> anyhow::Result<Vec<Str
     let token: Option<Token> = options.join.as_ref().map(|(_, token)| token.parse()).transpose()?;
     if let Some(token) = &token
         && files.has_cluster()
-        && skiff_identity::hash(&files.ca()?.certificate)? != token.ca_hash
+        && !files.knows_authority(&token.ca_hash)?
     {
         bail!(
             "the data directory {} belongs to another cluster than the token; use another --data-dir, or remove it",

@@ -5,6 +5,7 @@
 //!                \-> fleet (gRPC from agents) <----------------/
 //! ```
 
+mod authority;
 mod control;
 mod controllers;
 mod descriptors;
@@ -12,6 +13,7 @@ mod door;
 mod files;
 mod images;
 mod join;
+mod members;
 mod node;
 mod nodes;
 mod renew;
@@ -28,9 +30,9 @@ use skiff_apiserver::{
     TokenSigner, UserInfo,
 };
 use skiff_fleet::{Beats, Calls, Detector, FleetService};
-use skiff_identity::{Ca, SERVER_NAME, Subject};
+use skiff_identity::{SERVER_NAME, Subject};
 use skiff_reconcile::Settings;
-use skiff_store::{PeerTls, Store};
+use skiff_store::{PeerPem, PeerTls, Store};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,7 +92,7 @@ pub struct Options {
 /// What the parts of a server share.
 pub(crate) struct Shared {
     pub options: Options,
-    pub ca: Ca,
+    pub authority: authority::Authority,
     pub files: Files,
     pub store: Store,
     pub service_cidr: Cidr,
@@ -100,6 +102,8 @@ pub(crate) struct Shared {
     pub objects: Objects,
     /// This server's certificate, for when it is a client of its peers.
     pub own: skiff_identity::Own,
+    /// The same, towards the other servers' stores.
+    pub peer_tls: PeerTls,
     /// Whether joining machines are judged yet: before that, a token may only not have been written.
     pub admits: std::sync::atomic::AtomicBool,
 }
@@ -116,6 +120,11 @@ impl Shared {
     }
 }
 
+/// What a server shows to the other servers' stores, and whom it trusts there.
+fn peer_pem(bundle: &str, own: skiff_identity::Pair) -> PeerPem {
+    PeerPem { ca: bundle.to_owned(), certificate: own.certificate, key: own.key }
+}
+
 /// Runs a server until it is told to stop.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
@@ -129,11 +138,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let peer_listener = std::net::TcpListener::bind(peer_listen)
         .with_context(|| format!("listening on {peer_listen} for the other servers"))?;
     let peers = join::prepare(&options, &files).await?;
-    let ca = Ca::load(files.ca()?)?.with_leaf_life(options.certificate_life);
+    let authority =
+        authority::Authority::load(&files, options.certificate_life).context("reading the cluster's authority")?;
     let subject = subject(&options, service_cidr)?;
-    let own = ca.issue(&subject)?;
+    let own = authority.ca().issue_for(&subject, &files.server_key()?).context("making this server's certificate")?;
     let shown = skiff_identity::Own::new(own.clone())?;
-    let tls = skiff_identity::server_with(ca.certificate(), &shown)?;
+    let peer_tls = PeerTls::new(&peer_pem(&authority.bundle(), own), SERVER_NAME)?.with_own_keys();
+    let tls = skiff_identity::server_with(authority.trust(), &shown)?;
     let api_addr = SocketAddr::new(options.advertise, options.listen.port()).to_string();
     let store = Store::start(skiff_store::Config {
         dir: Some(files.store()),
@@ -141,12 +152,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         peer_addr: SocketAddr::new(options.advertise, options.peer_port).to_string(),
         client_addr: api_addr.clone(),
         listener: Some(peer_listener),
-        tls: Some(PeerTls {
-            ca: ca.certificate().to_owned(),
-            certificate: own.certificate.clone(),
-            key: own.key.clone(),
-            server_name: SERVER_NAME.into(),
-        }),
+        tls: Some(peer_tls.clone()),
         join: peers,
         ..Default::default()
     })
@@ -156,7 +162,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let sealing = Sealing::new(keeper.ring.clone(), &options.sealed).context("--seal")?;
     let shared = Arc::new(Shared {
         options: options.clone(),
-        ca,
+        authority,
         files,
         store: store.clone(),
         service_cidr,
@@ -164,14 +170,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sealing: keeper,
         objects: Objects::new(store.clone(), sealing),
         own: shown,
+        peer_tls,
         admits: false.into(),
     });
     let api = start_api(&shared, listener, tls, &api_addr, cluster_cidr, stop.clone()).await?;
     files_for_people(&shared)?;
-    let renewing = shared.clone();
-    tokio::spawn(supervise::forever("certificate", move || renew::run(renewing.clone(), subject.clone())));
     let keeping = shared.clone();
     tokio::spawn(supervise::forever("sealing", move || sealing::run(keeping.clone())));
+    let (renewing, of) = (shared.clone(), subject.clone());
+    tokio::spawn(supervise::forever("certificate", move || renew::run(renewing.clone(), of.clone())));
+    let following = shared.clone();
+    tokio::spawn(supervise::forever("authority", move || authority::follow(following.clone(), subject.clone())));
     let client = api.client(UserInfo::apiserver());
     api.ready().await;
     for token in &options.bootstrap_tokens {
@@ -212,7 +221,7 @@ async fn start_api(
     config.token_file = options.token_file.clone();
     config.service_cidr = shared.service_cidr;
     config.anonymous = options.anonymous;
-    config.ca_pem = shared.ca.certificate().to_owned();
+    config.ca_pem = shared.authority.bundle();
     config.advertise = api_addr.to_owned();
     // Pods cannot reach a loopback address, and the API refuses one in Endpoints.
     if !options.advertise.is_loopback() {
@@ -221,8 +230,8 @@ async fn start_api(
     config.controllers = options.controllers;
     let (view, changes) = view::follow(shared.objects.clone());
     config.bounds = Bounds::default().with_descriptors(descriptors::raise());
-    let known = view.clone();
-    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, der))));
+    let (known, members, trust) = (view.clone(), shared.store.clone(), shared.authority.trust().clone());
+    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, &members, &trust, der))));
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
     let counted = beats.clone();
@@ -234,9 +243,10 @@ async fn start_api(
         Box::pin(async move { sealing::orders::answer(&shared, &method, &path).await })
     })));
     let api = ApiServer::new(config, shared.objects.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
-    let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone()));
+    let desk = authority::Desk { store: shared.store.clone(), view: view.clone(), beats: beats.clone() };
+    let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone(), desk));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
-    let api = api.with_grpc(door::open(fleet));
+    let api = api.with_grpc(door::open(fleet, shared.store.clone(), shared.authority.trust().clone()));
     let serving = api.clone();
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(async move {
@@ -246,12 +256,20 @@ async fn start_api(
     });
     if options.controllers {
         let settings = Settings {
-            ca: shared.ca.certificate().to_owned(),
+            ca: shared.authority.bundle(),
             eviction_grace_ms: options.eviction_grace_ms,
             event_ttl_seconds: 3600,
             cluster_cidr: (cluster_cidr.base, cluster_cidr.bits),
         };
-        tokio::spawn(control::run(options.name.clone(), api.clone(), view, changes, beats, settings));
+        tokio::spawn(control::run(
+            options.name.clone(),
+            api.clone(),
+            view,
+            changes,
+            beats,
+            settings,
+            shared.authority.bundles(),
+        ));
     }
     Ok(api)
 }
@@ -275,9 +293,11 @@ fn subject(options: &Options, service_cidr: Cidr) -> anyhow::Result<Subject> {
 /// A kubeconfig for the administrator, readable by root only.
 pub(crate) fn files_for_people(shared: &Shared) -> anyhow::Result<()> {
     let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
-    let pair = shared.ca.issue(&admin)?;
+    let pair = shared.authority.ca().issue(&admin)?;
     let server = format!("https://127.0.0.1:{}", shared.options.listen.port());
-    shared.files.write_secret("admin.kubeconfig", &crate::client::kubeconfig(&server, shared.ca.certificate(), &pair))
+    shared
+        .files
+        .write_secret("admin.kubeconfig", &crate::client::kubeconfig(&server, &shared.authority.bundle(), &pair))
 }
 
 async fn wait_for_signal(store: &Store) {

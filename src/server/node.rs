@@ -39,7 +39,7 @@ pub async fn run(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
 }
 
 async fn start(shared: &Shared, client: &Client) -> anyhow::Result<tokio::process::Child> {
-    let token = Token::generate(shared.ca.hash()?, Role::Agent);
+    let token = Token::generate(shared.authority.ca().hash()?, Role::Agent);
     join::accept_token(client, &token, Some(TOKEN_LIFE)).await?;
     let own = std::env::current_exe().context("finding this binary")?;
     let mut command = Command::new(own);

@@ -113,6 +113,11 @@ pub fn name_in(der: &[u8]) -> Option<String> {
     skiff_identity::common_name(der)?.strip_prefix("system:node:").filter(|_| is_node).map(str::to_owned)
 }
 
+/// Whether a certificate (DER) is a server's.
+pub fn is_server(der: &[u8]) -> bool {
+    skiff_identity::organization(der).as_deref() == Some("system:skiff-servers")
+}
+
 /// Whether a certificate (DER) is an administrator's or a server's: these may hand images to the cluster.
 pub fn is_trusted(der: &[u8]) -> bool {
     matches!(skiff_identity::organization(der).as_deref(), Some("system:masters" | "system:skiff-servers"))

@@ -1,4 +1,5 @@
-//! A server's own certificate, made anew at half of its life: it holds the authority. Connections that are open go on; new ones show the new certificate.
+//! A server's own certificate, made anew at half of its life, for the same key: it holds the authority. Connections that are open go on, those between the servers' stores
+//! too; new ones show the new certificate.
 
 use super::Shared;
 use skiff_identity::Subject;
@@ -16,13 +17,19 @@ pub async fn run(shared: Arc<Shared>, subject: Subject) {
         if !shared.own.pair().renewal_due() {
             continue;
         }
-        let renewed = shared.ca.issue(&subject).and_then(|pair| shared.own.replace(pair));
-        match renewed {
+        match renew(&shared, &subject) {
             Ok(()) => tracing::info!("this server's certificate was renewed"),
-            Err(e) => tracing::error!("this server's certificate could not be renewed, trying again: {e}"),
+            Err(e) => tracing::error!("this server's certificate could not be renewed, trying again: {e:#}"),
         }
         if let Err(e) = super::files_for_people(&shared) {
             tracing::error!("the administrator's kubeconfig could not be renewed: {e:#}");
         }
     }
+}
+
+/// The store first: what is due is judged by what the API shows.
+pub fn renew(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
+    let pair = shared.authority.ca().issue_for(subject, &shared.own.pair().key)?;
+    shared.peer_tls.replace(&super::peer_pem(&shared.authority.bundle(), pair.clone()))?;
+    Ok(shared.own.replace(pair)?)
 }

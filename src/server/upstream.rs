@@ -3,7 +3,7 @@
 //! What comes over a node's stream runs as the user `system:node:NAME`, through the same authorizer and admission as a request of that node over HTTPS: nothing
 //! here decides what a node may do. Only joining is the server's own act: it has checked a token before there is a node to act as.
 
-use super::{Shared, images};
+use super::{Shared, authority, images, members};
 use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -25,6 +25,7 @@ const ATTEMPTS: usize = 10;
 pub struct ApiUpstream {
     shared: Arc<Shared>,
     api: ApiServer,
+    desk: authority::Desk,
 }
 
 type Answer<T> = BoxFuture<'static, Result<T, UpstreamError>>;
@@ -45,8 +46,8 @@ fn parse(json: &[u8]) -> Result<Value, UpstreamError> {
 }
 
 impl ApiUpstream {
-    pub fn new(shared: Arc<Shared>, api: ApiServer) -> Self {
-        ApiUpstream { shared, api }
+    pub fn new(shared: Arc<Shared>, api: ApiServer, desk: authority::Desk) -> Self {
+        ApiUpstream { shared, api, desk }
     }
 
     /// The API as a node sees it.
@@ -104,7 +105,7 @@ impl ApiUpstream {
         self.check_token(&token).await?;
         let shared = &self.shared;
         let mut answer = pb::JoinAnswer {
-            ca: shared.ca.certificate().to_owned(),
+            ca: shared.authority.bundle(),
             servers: shared.servers(),
             cluster_cidr: shared.options.cluster_cidr.clone(),
             service_cidr: shared.options.service_cidr.clone(),
@@ -115,10 +116,10 @@ impl ApiUpstream {
                 self.claim_name(&request).await?;
                 let subject = Subject::Node { name: request.name };
                 answer.certificate =
-                    shared.ca.sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
+                    shared.authority.ca().sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
             }
             Role::Server => {
-                answer.ca_key = shared.ca.pair().key.clone();
+                answer.ca_key = shared.authority.ca().pair().key.clone();
                 answer.token_key = shared.files.token_key().map_err(|e| refused(&e))?;
                 answer.sealing_keys = shared.sealing.ring.keys().text();
                 answer.peers = shared.store.members().into_iter().map(|m| m.peer_addr).collect();
@@ -141,9 +142,10 @@ impl ApiUpstream {
             )));
         }
         let subject = Subject::Node { name: request.name };
-        let certificate = self.shared.ca.sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
+        let certificate =
+            self.shared.authority.ca().sign_request(&subject, &request.signing_request).map_err(|e| refused(&e))?;
         Ok(pb::JoinAnswer {
-            ca: self.shared.ca.certificate().to_owned(),
+            ca: self.shared.authority.bundle(),
             certificate,
             servers: self.shared.servers(),
             ..Default::default()
@@ -405,7 +407,8 @@ impl Upstream for ApiUpstream {
             cluster_dns: shared.cluster_dns().to_string(),
             cluster_domain: "cluster.local".into(),
             servers: shared.servers(),
-            ca: shared.ca.certificate().to_owned(),
+            ca: shared.authority.bundle(),
+            issuer: shared.authority.ca().hash().unwrap_or_default(),
         }
     }
     fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>> {
@@ -422,6 +425,15 @@ impl Upstream for ApiUpstream {
     }
     fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord> {
         self.run(|u| async move { images::remove(&u.shared, &reference).await })
+    }
+    fn members(&self) -> Answer<pb::MemberList> {
+        self.run(|u| async move { members::list(&u.shared.store).await })
+    }
+    fn rotate_authority(&self, step: String) -> Answer<pb::Rotation> {
+        self.run(|u| async move { u.desk.ask(&step, &u.shared.authority.bundle()).await })
+    }
+    fn remove_member(&self, name: String) -> Answer<pb::MemberList> {
+        self.run(|u| async move { members::remove(&u.shared.store, &name).await })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::background;
 use crate::driver::{Shared, lock};
 use crate::machine::{Machine, Outcome};
 use crate::replica::{Committed, Input};
+use crate::role::remember_removed;
 use crate::snapshot;
 use crate::types::*;
 use raft::eraftpb::ConfState;
@@ -220,7 +221,10 @@ fn forget_removed(machine: &mut Machine, now: &ConfState) {
         [&c.voters, &c.learners, &c.voters_outgoing, &c.learners_next].into_iter().flatten().copied().collect()
     };
     let (before, now) = (all(&machine.conf_state), all(now));
-    machine.members.retain(|id, _| now.contains(id) || !before.contains(id));
+    let leaves = |id: &MemberId| !now.contains(id) && before.contains(id);
+    let keys: Vec<_> = machine.members.values().filter(|m| leaves(&m.id)).map(|m| m.key_hash.clone()).collect();
+    machine.members.retain(|id, _| !leaves(id));
+    remember_removed(&mut machine.removed_keys, keys.into_iter());
     machine.alarms.retain(|alarm| now.contains(&alarm.member));
 }
 

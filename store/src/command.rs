@@ -262,11 +262,19 @@ pub fn member_to_pb(m: &Member) -> pb::MemberRecord {
         peer_addr: m.peer_addr.clone(),
         client_addr: m.client_addr.clone(),
         learner: m.learner,
+        key_hash: m.key_hash.clone(),
     }
 }
 
 pub fn member_from_pb(m: pb::MemberRecord) -> Member {
-    Member { id: m.id, name: m.name, peer_addr: m.peer_addr, client_addr: m.client_addr, learner: m.learner }
+    Member {
+        id: m.id,
+        name: m.name,
+        peer_addr: m.peer_addr,
+        client_addr: m.client_addr,
+        learner: m.learner,
+        key_hash: m.key_hash,
+    }
 }
 
 #[cfg(test)]

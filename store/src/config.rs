@@ -5,7 +5,8 @@
 use crate::command::{COMMAND_FORMAT, member_from_pb, member_to_pb};
 use crate::disk::Disk;
 use crate::machine::Machine;
-use crate::transport::{self, PeerTls};
+use crate::peer_tls::PeerTls;
+use crate::transport;
 use crate::types::*;
 use crate::{record, snapshot};
 use anyhow::{Context as _, bail};
@@ -93,6 +94,7 @@ impl Data {
             peer_addr: config.peer_addr.clone(),
             client_addr: config.client_addr.clone(),
             learner: false,
+            key_hash: config.tls.as_ref().and_then(PeerTls::bound_key).unwrap_or_default(),
         };
         if disk.list()?.iter().any(|name| name == IDENTITY) {
             let (cluster_id, id) = read_identity(disk)?;
@@ -150,6 +152,8 @@ impl Group {
             peer_addr: p.addr.clone(),
             client_addr: String::new(),
             learner: false,
+            // Each says its own when it starts.
+            key_hash: String::new(),
         });
         Group { cluster_id: digest(&[token, "cluster", &addrs.join(",")]), members: members.collect() }
     }

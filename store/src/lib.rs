@@ -36,6 +36,7 @@ mod offline;
 mod outgoing;
 mod patience;
 mod peer;
+mod peer_tls;
 mod pending;
 mod raftlog;
 mod reconfigure;
@@ -57,8 +58,8 @@ pub use error::{Error, MemberCode, WatchError};
 pub use hub::{CatchUp, Feed, Parcel, Published, Token, Watcher};
 pub use membership::MemberChange;
 pub use offline::{Recovery, Report, RestoreOptions, SnapshotStatus, recover, restore, snapshot_status, verify};
+pub use peer_tls::{PeerPem, PeerTls};
 pub use store::Store;
-pub use transport::PeerTls;
 pub use types::*;
 
 /// An id for a new member.

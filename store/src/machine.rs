@@ -4,7 +4,7 @@
 //! drawn when the sending process started) and a sequence; the machine remembers them, so that the second one changes nothing.
 
 use crate::command::{COMMAND_FORMAT, Command, Kind, alarm_from_pb, alarm_to_pb, member_from_pb, member_to_pb};
-use crate::error::Error;
+use crate::error::{Error, MemberCode};
 use crate::kv::Kv;
 use crate::types::*;
 use prost::Message as _;
@@ -75,6 +75,8 @@ pub struct Machine {
     pub kv: Kv,
     pub members: BTreeMap<MemberId, Member>,
     pub alarms: BTreeSet<Alarm>,
+    /// The keys of members that were removed (see `role`).
+    pub removed_keys: Vec<String>,
     sessions: BTreeMap<u64, Session>,
     /// Index and term of the last applied entry.
     pub index: u64,
@@ -114,6 +116,11 @@ impl Machine {
                 return Ok(response);
             }
             Kind::Compact(at) => self.kv.compact(*at)?,
+            // Said by it before, or for it by who did not know yet: it stays removed.
+            Kind::Member(member) if self.removed_keys.contains(&member.key_hash) => {
+                let problem = "its key is one of a member that was removed from the group".to_owned();
+                return Err(Error::Member { id: member.id, code: MemberCode::NotFound, problem });
+            }
             Kind::Member(member) => {
                 self.members.insert(member.id, member.clone());
             }
@@ -177,6 +184,7 @@ impl Machine {
                 .collect(),
             leases: self.kv.leases().map(|l| pb::LeaseGrant { id: l.id, ttl_s: l.ttl_s }).collect(),
             alarms: self.alarms.iter().map(|a| alarm_to_pb(a, true)).collect(),
+            removed_keys: self.removed_keys.clone(),
         }
     }
 
@@ -197,6 +205,7 @@ impl Machine {
             ),
             members: header.members.into_iter().map(|m| (m.id, member_from_pb(m))).collect(),
             alarms: header.alarms.iter().map(alarm_from_pb).collect(),
+            removed_keys: header.removed_keys,
             sessions: sessions.collect(),
             index: header.index,
             term: header.term,
@@ -232,6 +241,26 @@ mod tests {
         let outcome = m.apply(1, 5, &put(1, 4)).unwrap();
         assert!(matches!(outcome.result, Err(Error::Fenced { fence: 4, term: 5 })));
         assert!(m.apply(2, 5, &put(2, 5)).unwrap().result.is_ok());
+    }
+
+    #[test]
+    fn a_member_that_was_removed_does_not_come_back_by_its_key() {
+        let mut m = Machine::new();
+        let mut sequence = 0;
+        let mut say = |m: &mut Machine, id, key: &str| {
+            sequence += 1;
+            let kind = Kind::Member(Member { id, key_hash: key.into(), ..Default::default() });
+            m.apply(sequence, 1, &Command { origin: 1, sequence, fence: 0, kind }).unwrap().result
+        };
+        say(&mut m, 1, "a").unwrap();
+        m.removed_keys.push("gone".into());
+        let mut m = Machine::restore(m.header(5), Vec::new());
+        assert_eq!((m.members[&1].key_hash.as_str(), &m.removed_keys[..]), ("a", &["gone".to_owned()][..]));
+        assert!(matches!(say(&mut m, 2, "gone"), Err(Error::Member { id: 2, code: MemberCode::NotFound, .. })));
+        assert!(!m.members.contains_key(&2));
+        say(&mut m, 2, "other").unwrap();
+        // Where keys stand for nobody, nobody is kept out.
+        say(&mut m, 3, "").unwrap();
     }
 
     #[test]

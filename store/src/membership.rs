@@ -173,8 +173,9 @@ fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
         .any(|half| half.contains(&id))
 }
 
-/// Tells the group this member's name and addresses, where they changed with this start.
-pub async fn announce(store: Store, mut this: Member) {
+/// Tells the group this member's name and addresses, where they changed with this start; and by which key it is known (`bound`), in any case: a member of an
+/// older version may have kept nothing of it.
+pub async fn announce(store: Store, mut this: Member, bound: bool) {
     let (mut leadership, mut stopped) = (store.leadership(), store.stopped());
     loop {
         let led = tokio::select! {
@@ -191,7 +192,10 @@ pub async fn announce(store: Store, mut this: Member) {
         }
         if let Some(known) = store.record(this.id) {
             this.learner = known.learner;
-            if known == this || store.submit(0, Kind::Member(this.clone())).await.is_ok() {
+            if !bound {
+                this.key_hash = known.key_hash.clone();
+            }
+            if (known == this && !bound) || store.submit(0, Kind::Member(this.clone())).await.is_ok() {
                 return;
             }
         }

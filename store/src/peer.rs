@@ -1,11 +1,12 @@
 //! The peers' service: what other members send here.
 
-use crate::command::{Proposal, member_to_pb};
+use crate::command::{Kind, Proposal, member_to_pb};
 use crate::driver::{Shared, lock};
 use crate::incoming::{Begun, Identity, Offer, Refused, check_part};
 use crate::replica::Input;
+use crate::role::{Keys, PeerKey};
 use crate::store::Store;
-use crate::types::LeaseTime;
+use crate::types::{LeaseTime, MemberId};
 use prost::Message as _;
 use raft::eraftpb::Message;
 use skiff_proto::store as pb;
@@ -40,6 +41,31 @@ impl PeerService {
     fn shared(&self) -> &Shared {
         self.store.shared()
     }
+
+    /// Whether a request that came by `key` may speak as member `id`.
+    fn check_speaks_as(&self, key: Option<&PeerKey>, id: MemberId) -> Result<(), Status> {
+        self.check(key, |keys, key| keys.may_speak_as(key, id))
+    }
+
+    /// Whether a request that came by `key` is a member's.
+    fn check_member(&self, key: Option<&PeerKey>) -> Result<(), Status> {
+        self.check(key, |keys, key| keys.may_speak(key))
+    }
+
+    fn check(
+        &self,
+        key: Option<&PeerKey>,
+        decide: impl Fn(&Keys<'_>, &str) -> Result<(), String>,
+    ) -> Result<(), Status> {
+        let Some(PeerKey(key)) = key else { return Ok(()) };
+        let machine = self.shared().look();
+        let keys = Keys { members: &machine.members, removed: &machine.removed_keys };
+        decide(&keys, key).map_err(Status::permission_denied)
+    }
+}
+
+fn key_of<T>(request: &Request<T>) -> Option<PeerKey> {
+    request.extensions().get::<PeerKey>().cloned()
 }
 
 fn decode(bytes: &[u8]) -> Result<Box<Message>, Status> {
@@ -76,16 +102,39 @@ async fn decide<T: Send + 'static>(
     })
 }
 
+impl PeerService {
+    async fn receive(
+        &self,
+        key: Option<&PeerKey>,
+        mut stream: Streaming<pb::SnapshotChunk>,
+        answers: &Answers,
+    ) -> Result<(), Status> {
+        let offer =
+            next(&mut stream).await?.offer.ok_or_else(|| Status::invalid_argument("a snapshot without an offer"))?;
+        let offer =
+            Offer::from_pb(&offer).map_err(|e| Status::invalid_argument(format!("not an offer of a snapshot: {e}")))?;
+        self.check_speaks_as(key, offer.message.from)?;
+        receive(self.store.shared(), offer, stream, answers).await
+    }
+}
+
+/// A member says by which key it is known: the one that it shows.
+fn check_says_own_key(key: Option<&PeerKey>, said: &str) -> Result<(), Status> {
+    match key {
+        Some(PeerKey(shown)) if !said.is_empty() && said != shown => {
+            Err(Status::permission_denied("a member is known by the key that it shows, and says another"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes in what is lacking of the snapshot that is offered, and gives Raft its message when it is whole.
 async fn receive(
     shared: &Arc<Shared>,
+    offer: Offer,
     mut stream: Streaming<pb::SnapshotChunk>,
     answers: &Answers,
 ) -> Result<(), Status> {
-    let offer =
-        next(&mut stream).await?.offer.ok_or_else(|| Status::invalid_argument("a snapshot without an offer"))?;
-    let offer =
-        Offer::from_pb(&offer).map_err(|e| Status::invalid_argument(format!("not an offer of a snapshot: {e}")))?;
     let (identity, message) = (offer.identity, Box::new(offer.message.clone()));
     let begin = move |shared: &Shared| {
         let applied = shared.applied_index.load(Ordering::Acquire);
@@ -131,6 +180,7 @@ async fn take_in(
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn messages(&self, request: Request<Streaming<pb::RaftMessages>>) -> Result<Response<pb::Empty>, Status> {
+        let key = key_of(&request);
         let mut stream = request.into_inner();
         let (mut from, mut looked) = (0, None::<Instant>);
         loop {
@@ -139,15 +189,20 @@ impl Peer for PeerService {
                     if item.cluster_id != self.shared().cluster_id {
                         return Err(Status::failed_precondition("these messages are of another cluster"));
                     }
-                    from = item.from;
-                    if looked.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
+                    if item.from != from || looked.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
                         looked = Some(Instant::now());
-                        if self.store.was_removed(from) {
+                        if self.store.was_removed(item.from) {
                             return Err(Status::permission_denied(REMOVED));
                         }
+                        self.check_speaks_as(key.as_ref(), item.from)?;
+                        from = item.from;
                     }
                     for message in item.messages {
-                        self.shared().input(Input::Message(decode(&message)?));
+                        let message = decode(&message)?;
+                        // Raft hands on some of what it hears under the name that it came by: such a one is asked again, to whom it was meant for.
+                        if key.is_none() || message.from == from {
+                            self.shared().input(Input::Message(message));
+                        }
                     }
                 }
                 Ok(None) => break,
@@ -168,9 +223,10 @@ impl Peer for PeerService {
         request: Request<Streaming<pb::SnapshotChunk>>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let (answers, stream) = mpsc::channel(4);
-        let shared = self.store.shared().clone();
+        let key = key_of(&request);
+        let service = PeerService::new(self.store.clone());
         tokio::spawn(async move {
-            if let Err(status) = receive(&shared, request.into_inner(), &answers).await {
+            if let Err(status) = service.receive(key.as_ref(), request.into_inner(), &answers).await {
                 let _ = tokio::time::timeout(IDLE_MAX, answers.send(Err(status))).await;
             }
         });
@@ -179,16 +235,26 @@ impl Peer for PeerService {
 
     async fn forward(&self, request: Request<pb::Forwarded>) -> Result<Response<pb::ForwardAnswer>, Status> {
         let accepted = self.store.leadership().borrow().is_leader();
+        let key = key_of(&request);
         if accepted {
-            let proposals: Result<_, _> =
+            self.check_member(key.as_ref())?;
+            let proposals: Result<Vec<_>, _> =
                 request.into_inner().commands.into_iter().map(|c| Proposal::decode(c).map(Arc::new)).collect();
             let proposals = proposals.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            // A member says its own name and addresses, and no other's.
+            for proposal in &proposals {
+                if let Kind::Member(member) = &proposal.command.kind {
+                    self.check_speaks_as(key.as_ref(), member.id)?;
+                    check_says_own_key(key.as_ref(), &member.key_hash)?;
+                }
+            }
             self.shared().input(Input::Propose(proposals));
         }
         Ok(Response::new(pb::ForwardAnswer { accepted }))
     }
 
     async fn leases(&self, request: Request<pb::LeasesRequest>) -> Result<Response<pb::LeasesAnswer>, Status> {
+        self.check_member(key_of(&request).as_ref())?;
         let request = request.into_inner();
         let answer = match self.store.lead_leases(&request.ids, request.renew).await {
             Ok(times) => {
@@ -203,10 +269,24 @@ impl Peer for PeerService {
     }
 
     async fn change(&self, request: Request<pb::ChangeRequest>) -> Result<Response<pb::ChangeAnswer>, Status> {
-        Ok(Response::new(self.store.answer_change(request.into_inner()).await))
+        let key = key_of(&request);
+        let request = request.into_inner();
+        match &request.change {
+            Some(pb::change_request::Change::Update(member)) => {
+                let known = self.shared().look().members.contains_key(&member.id);
+                // Who is not there any more hears that, by whatever key it is known.
+                if known {
+                    self.check_speaks_as(key.as_ref(), member.id)?;
+                    check_says_own_key(key.as_ref(), &member.key_hash)?;
+                }
+            }
+            _ => self.check_member(key.as_ref())?,
+        }
+        Ok(Response::new(self.store.answer_change(request).await))
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinAnswer>, Status> {
+        let key = key_of(&request);
         let record = request.into_inner().member.ok_or_else(|| Status::invalid_argument("no member named"))?;
         let leadership = self.store.leadership().borrow().clone();
         if !leadership.is_leader() {
@@ -220,6 +300,10 @@ impl Peer for PeerService {
         let member_id = awaited.as_ref().map_or(0, |m| m.id);
         if let Some(awaited) = awaited {
             (member.id, member.learner) = (awaited.id, awaited.learner);
+        }
+        if let Some(PeerKey(hash)) = &key {
+            self.check_speaks_as(key.as_ref(), member.id)?;
+            member.key_hash = hash.clone();
         }
         self.store.add_member(member).await.map_err(|e| match e {
             crate::error::Error::Member { .. } => Status::failed_precondition(e.to_string()),

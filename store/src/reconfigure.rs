@@ -43,7 +43,8 @@ impl Store {
                 self.check_address(&member)?;
                 let name = if member.name.is_empty() { old.name } else { member.name };
                 let client_addr = if member.client_addr.is_empty() { old.client_addr } else { member.client_addr };
-                let member = Member { name, client_addr, learner: old.learner, ..member };
+                let key_hash = if member.key_hash.is_empty() { old.key_hash } else { member.key_hash };
+                let member = Member { name, client_addr, key_hash, learner: old.learner, ..member };
                 if self.record(member.id).as_ref() == Some(&member) {
                     return Ok(());
                 }

@@ -17,9 +17,11 @@ use crate::log::Log;
 use crate::machine::Machine;
 use crate::membership;
 use crate::peer::PeerService;
+use crate::peer_tls::PeerTls;
 use crate::raftlog::RaftLog;
 use crate::reconfigure;
 use crate::replica::{Input, Progress, Replica, Timing, foremost};
+use crate::role::Keys;
 use crate::sizes::Sizes;
 use crate::snapshot;
 use crate::transport::{self, Transport};
@@ -157,6 +159,7 @@ impl Store {
             counters: Counters::default(),
         });
         lock(&shared.pending).answer_on(tokio::runtime::Handle::current());
+        let bound = config.tls.as_ref().is_some_and(|tls| tls.bound_key().is_some());
         let transport = Transport::new(config.tls.clone(), seeds);
         transport.attach(&shared);
         let outbox: Arc<dyn Outbox> = Arc::new(transport.clone());
@@ -184,22 +187,16 @@ impl Store {
         tokio::spawn(keeper::count_leases(store.clone()));
         tokio::spawn(keeper::keep_small(store.clone()));
         tokio::spawn(keeper::leave_office_when_full(store.clone()));
-        tokio::spawn(membership::announce(store.clone(), data.member));
+        tokio::spawn(membership::announce(store.clone(), data.member, bound));
         Ok(store)
     }
 
-    fn serve_peers(&self, listener: std::net::TcpListener, tls: Option<transport::PeerTls>) -> anyhow::Result<()> {
+    fn serve_peers(&self, listener: std::net::TcpListener, tls: Option<PeerTls>) -> anyhow::Result<()> {
         use crate::role::MembersOnly;
         use tonic::service::interceptor::InterceptedService;
-        use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+        use tonic::transport::Server;
         let mut server = Server::builder().tcp_nodelay(true);
-        let members_only = MembersOnly::new(tls.as_ref());
-        if let Some(tls) = tls {
-            let config = ServerTlsConfig::new()
-                .identity(Identity::from_pem(&tls.certificate, &tls.key))
-                .client_ca_root(Certificate::from_pem(&tls.ca));
-            server = server.tls_config(config).context("the peers' TLS configuration")?;
-        }
+        let members_only = MembersOnly::new(tls.clone());
         listener.set_nonblocking(true)?;
         let incoming = tokio::net::TcpListener::from_std(listener)?;
         let service = pb::peer_server::PeerServer::new(PeerService::new(self.clone()))
@@ -208,11 +205,18 @@ impl Store {
         let service = InterceptedService::new(service, members_only);
         let mut stopped = self.inner.stopped.subscribe();
         tokio::spawn(async move {
-            let incoming = tonic::transport::server::TcpIncoming::from(incoming).with_nodelay(Some(true));
             let stop = async move {
                 let _ = stopped.wait_for(|s| *s).await;
             };
-            if let Err(e) = server.add_service(service).serve_with_incoming_shutdown(incoming, stop).await {
+            let serving = server.add_service(service);
+            let ended = match tls {
+                Some(tls) => serving.serve_with_incoming_shutdown(tls.accept(incoming), stop).await,
+                None => {
+                    let incoming = tonic::transport::server::TcpIncoming::from(incoming).with_nodelay(Some(true));
+                    serving.serve_with_incoming_shutdown(incoming, stop).await
+                }
+            };
+            if let Err(e) = ended {
                 tracing::error!("the peers' listener ended: {e}");
             }
         });
@@ -258,6 +262,13 @@ impl Store {
 
     pub fn cluster_id(&self) -> u64 {
         self.shared().cluster_id
+    }
+
+    /// Whether a certificate of this key (its hash) is a member's, as far as this member knows; else why not. For groups in which each member has a key of
+    /// its own ([`PeerTls::with_own_keys`]).
+    pub fn check_key(&self, hash: &str) -> Result<(), String> {
+        let machine = self.shared().look();
+        Keys { members: &machine.members, removed: &machine.removed_keys }.may_speak(hash)
     }
 
     /// Who leads, as this member knows it.

@@ -10,9 +10,11 @@ use crate::error::MemberCode;
 use crate::membership::removed;
 use crate::outgoing::read_chunk;
 use crate::peer::REMOVED;
+use crate::peer_tls::PeerTls;
 use crate::replica::{Input, is_snapshot};
 use crate::snapshot;
 use crate::types::*;
+use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use raft::eraftpb::Message;
 use skiff_proto::store as pb;
@@ -22,7 +24,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 
 const QUEUE_MAX: usize = 4096;
 /// Bytes of a snapshot that are under way without the word that they arrived.
@@ -38,16 +40,6 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const UP_MIN: Duration = Duration::from_secs(3);
 /// gRPC's limit on one message; an entry is far smaller.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
-
-/// How peers prove who they are to each other. PEM, as files hold it.
-#[derive(Clone)]
-pub struct PeerTls {
-    pub ca: String,
-    pub certificate: String,
-    pub key: String,
-    /// The name that every member's certificate carries (a SAN); never an address.
-    pub server_name: String,
-}
 
 /// Members of the group that are dialled. Cheap to clone.
 #[derive(Clone)]
@@ -73,23 +65,23 @@ struct Peer {
 
 /// A channel to a peer's address; it connects when it is used, and is closed when the peer is silent.
 pub fn channel(addr: &str, tls: Option<&PeerTls>) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = endpoint(addr, tls)?.http2_keep_alive_interval(Duration::from_secs(2));
-    Ok(endpoint.keep_alive_timeout(Duration::from_secs(2)).connect_lazy())
+    let endpoint = endpoint(addr)?.http2_keep_alive_interval(Duration::from_secs(2));
+    Ok(connect(endpoint.keep_alive_timeout(Duration::from_secs(2)), addr, tls))
 }
 
-fn endpoint(addr: &str, tls: Option<&PeerTls>) -> Result<Endpoint, tonic::transport::Error> {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut endpoint =
-        Endpoint::from_shared(format!("{scheme}://{addr}"))?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    if let Some(tls) = tls {
-        endpoint = endpoint.tls_config(
-            ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(&tls.ca))
-                .identity(Identity::from_pem(&tls.certificate, &tls.key))
-                .domain_name(&tls.server_name),
-        )?;
-    }
-    Ok(endpoint)
+fn endpoint(addr: &str) -> Result<Endpoint, tonic::transport::Error> {
+    // Whether there is TLS is the connector's to know, so the scheme says nothing.
+    Ok(Endpoint::from_shared(format!("http://{addr}"))?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
+}
+
+/// A channel that dials when it is used, by the certificate that is current then.
+fn connect(endpoint: Endpoint, addr: &str, tls: Option<&PeerTls>) -> Channel {
+    let Some(tls) = tls.cloned() else { return endpoint.connect_lazy() };
+    let addr = addr.to_owned();
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
+        let (tls, addr) = (tls.clone(), addr.clone());
+        async move { tls.dial(&addr).await.map(TokioIo::new) }
+    }))
 }
 
 /// A client of a peer's service.
@@ -166,8 +158,11 @@ impl Outbox for Transport {
             let Some(shared) = self.shared() else { return };
             let _guard = self.inner.runtime.enter();
             // A connection of its own: heartbeats do not wait behind it, and a probe behind it would be late on a slow link.
-            match endpoint(&peer.addr, self.inner.tls.as_ref()) {
-                Ok(endpoint) => drop(self.inner.runtime.spawn(send_snapshot(shared, endpoint.connect_lazy(), message))),
+            match endpoint(&peer.addr) {
+                Ok(endpoint) => {
+                    let channel = connect(endpoint, &peer.addr, self.inner.tls.as_ref());
+                    drop(self.inner.runtime.spawn(send_snapshot(shared, channel, message)));
+                }
                 Err(_) => shared.input(Input::SnapshotSent(to, false)),
             }
             return;

@@ -326,6 +326,8 @@ pub struct Member {
     pub client_addr: String,
     /// It stays without a vote until it is promoted. Any other new member gets its vote when it has caught up.
     pub learner: bool,
+    /// By which key it is known (the hash of its certificate's public key); empty where keys stand for nobody.
+    pub key_hash: String,
 }
 
 /// A lease as the log knows it. How much of its time is left is the leader's to count.

@@ -8,6 +8,7 @@ mod holder;
 mod local_user;
 mod node;
 mod objects;
+mod server;
 mod users;
 
 #[allow(dead_code, reason = "the scenarios' cluster, of which attacks need less")]
@@ -65,7 +66,10 @@ fn main() {
     };
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let conclusion = libtest_mimic::run(&arguments, ATTACKS.iter().map(trial).collect());
+    let mut trials: Vec<_> = ATTACKS.iter().map(trial).collect();
+    let stolen_server = || server::removed().map_err(|e| Failed::from(format!("{e:#}")));
+    trials.push(Trial::test("a stolen server: once it was removed", stolen_server).with_ignored_flag(!root));
+    let conclusion = libtest_mimic::run(&arguments, trials);
     CLUSTER.end();
     conclusion.exit();
 }

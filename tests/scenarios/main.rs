@@ -3,6 +3,7 @@
 //! Scenarios that only look, or that mend what they broke, share a cluster; it starts with the first that wants it. Each begins with a whole cluster.
 
 mod archives;
+mod authority;
 mod bad_input;
 mod busybox;
 mod certificates;
@@ -56,6 +57,7 @@ fn main() {
         alone("certificates_are_renewed_while_everything_runs", certificates::renewal),
         alone("a_cluster_that_sealed_nothing_is_sealed_later", sealing::sealed_later),
         with("secrets_lie_sealed_and_their_keys_are_exchanged", &LARGE, sealing::rotation),
+        alone("the_authority_is_exchanged_while_everything_runs", authority::rotation),
         with("status_restarts_what_died", &SMALL, machine::status_restarts),
         with("own_verbs", &SMALL, verbs::own_verbs),
         with("images_from_both_kinds_of_archive", &SMALL, images::both_kinds_of_archive),

@@ -48,6 +48,8 @@ struct Node {
     intervals: VecDeque<Duration>,
     applied: u64,
     stopping: bool,
+    /// Whom it trusts, and whose certificate it shows.
+    stance: String,
 }
 
 /// All nodes' heartbeats, as this server hears them.
@@ -79,7 +81,7 @@ impl Beats {
         let mut new = false;
         let node = nodes.entry(name.to_owned()).or_insert_with(|| {
             new = true;
-            Node { last: now, intervals: VecDeque::new(), applied: 0, stopping: false }
+            Node { last: now, intervals: VecDeque::new(), applied: 0, stopping: false, stance: String::new() }
         });
         let interval = now.duration_since(node.last);
         // An interval that was itself a loss says nothing about what is normal.
@@ -95,6 +97,22 @@ impl Beats {
             self.applied.send_modify(|n| *n += 1);
         }
         new
+    }
+
+    /// Notes whom a node trusts and whose certificate it shows, as it says itself.
+    pub fn stands(&self, name: &str, stance: String) {
+        if let Some(node) = self.nodes().get_mut(name)
+            && node.stance != stance
+        {
+            node.stance = stance;
+        }
+    }
+
+    /// Where each node stands that has said so.
+    pub fn stances(&self) -> BTreeMap<String, String> {
+        let nodes = self.nodes();
+        let said = nodes.iter().filter(|(_, node)| !node.stance.is_empty());
+        said.map(|(name, node)| (name.clone(), node.stance.clone())).collect()
     }
 
     /// A change of any node's acknowledgement wakes this.

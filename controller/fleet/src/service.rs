@@ -64,7 +64,7 @@ fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
     let trusted = request.extensions().get::<Trusted>().is_some();
     trusted.then_some(()).ok_or_else(|| {
         Status::permission_denied(
-            "only an administrator (a certificate of group system:masters) may change the cluster's images",
+            "only an administrator (a certificate of group system:masters) may change the cluster's images, servers and authority",
         )
     })
 }
@@ -117,6 +117,7 @@ impl Fleet for FleetService {
         tokio::spawn(async move {
             while let Ok(Some(beat)) = stream.message().await {
                 beats.beat(&node, beat.applied, beat.shutting_down, Instant::now());
+                beats.stands(&node, beat.stance);
                 // A slow reader loses answers, never holds up beats.
                 if send.try_send(Ok(pb::BeatAnswer { sequence: beat.sequence })).is_err() && send.is_closed() {
                     return;
@@ -203,6 +204,21 @@ impl Fleet for FleetService {
         administrator(&request)?;
         Ok(Response::new(self.upstream.remove_image(request.into_inner().reference).await?))
     }
+
+    async fn members(&self, request: Request<pb::MembersRequest>) -> Result<Response<pb::MemberList>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.members().await?))
+    }
+
+    async fn rotate_authority(&self, request: Request<pb::RotationStep>) -> Result<Response<pb::Rotation>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.rotate_authority(request.into_inner().step).await?))
+    }
+
+    async fn remove_member(&self, request: Request<pb::MemberName>) -> Result<Response<pb::MemberList>, Status> {
+        administrator(&request)?;
+        Ok(Response::new(self.upstream.remove_member(request.into_inner().name).await?))
+    }
 }
 
 /// A stream from a poll function.
@@ -280,6 +296,7 @@ impl FleetService {
             cluster_domain: welcome.cluster_domain,
             servers: welcome.servers,
             ca: welcome.ca,
+            issuer: welcome.issuer,
         }
     }
 

@@ -22,7 +22,10 @@ pub struct Welcome {
     pub cluster_dns: String,
     pub cluster_domain: String,
     pub servers: Vec<String>,
+    /// The authorities that are trusted, PEM.
     pub ca: String,
+    /// The hash of the one that issues.
+    pub issuer: String,
 }
 
 type Answer<T> = BoxFuture<'static, Result<T, UpstreamError>>;
@@ -50,4 +53,10 @@ pub trait Upstream: Send + Sync + 'static {
     fn pull_image(&self, request: pb::PullRequest) -> Answer<pb::ImageRecord>;
     /// Takes a name out of the catalogue.
     fn remove_image(&self, reference: String) -> Answer<pb::ImageRecord>;
+    /// The servers of the cluster.
+    fn members(&self) -> Answer<pb::MemberList>;
+    /// Takes a server out of the cluster, by its name or id; those that are left.
+    /// Takes a step of the exchange of the cluster's authority, or none; where that stands.
+    fn rotate_authority(&self, step: String) -> Answer<pb::Rotation>;
+    fn remove_member(&self, name: String) -> Answer<pb::MemberList>;
 }

@@ -9,6 +9,7 @@
 //! Each verb is a file with its `Options` and a `run`. What is wrong is said on stderr in kubectl's form; the exit code is 1.
 
 pub mod apply;
+pub mod ca;
 pub mod delete;
 pub mod describe;
 mod discovery;
@@ -19,6 +20,7 @@ pub mod image;
 mod jsonpath;
 mod locate;
 pub mod logs;
+pub mod member;
 mod names;
 mod output;
 pub mod scale;
@@ -41,8 +43,10 @@ pub enum Verb {
     Exec(exec::Options),
     Scale(scale::Options),
     Image(image::Options),
+    Member(member::Options),
     Token(token::Options),
     Sealing(sealing::Options),
+    Ca(ca::Options),
 }
 
 /// Runs a verb; its failure is told here, so that scripts see kubectl's words.
@@ -56,8 +60,10 @@ pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Exec(options) => exec::run(options).await,
         Verb::Scale(options) => scale::run(options).await,
         Verb::Image(options) => image::run(options).await,
+        Verb::Member(options) => member::run(options).await,
         Verb::Token(options) => token::run(options).await,
         Verb::Sealing(options) => sealing::run(options).await,
+        Verb::Ca(options) => ca::run(options).await,
     };
     Ok(result.unwrap_or_else(|error| {
         if output::reader_is_gone(&error) {

@@ -3,6 +3,7 @@
 mod bench;
 mod member;
 mod members;
+mod peer_files;
 mod recover;
 mod serve;
 mod snapshot;

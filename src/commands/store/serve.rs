@@ -1,11 +1,12 @@
 //! `skiff store serve`: a member of the store, with the etcd v3 API for clients.
 
+use super::peer_files::{PeerFiles, pem};
 use super::{address, peers};
 use anyhow::{Context as _, bail, ensure};
 use skiff_etcd::{Api, ClientTls, Settings};
-use skiff_store::{Config, Limits, PeerTls, Store};
+use skiff_store::{Config, Limits, PeerPem, PeerTls, Store};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Run a member of the store and serve the etcd v3 API
@@ -60,6 +61,9 @@ pub struct ServeArgs {
     /// The name (a SAN) that every member's certificate carries
     #[arg(long, default_value = "skiff-store")]
     peer_server_name: String,
+    /// Each member has a key of its own, for good: a certificate of another key does not speak as that member, and one of a removed member's key not at all
+    #[arg(long, requires = "peer_cert_file")]
+    peer_own_keys: bool,
     /// Serve without TLS beyond loopback, too
     #[arg(long)]
     insecure: bool,
@@ -103,10 +107,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is longer than can be counted: 0 means without end"))
 }
 
-fn pem(file: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
-}
-
 fn listen(addr: &str, whose: &str, secure: bool) -> anyhow::Result<TcpListener> {
     let addr = address(addr)?;
     let listener = TcpListener::bind(&addr).with_context(|| format!("listening for {whose} at {addr}"))?;
@@ -128,14 +128,16 @@ fn dialled(listens: SocketAddr, flag: &str) -> anyhow::Result<String> {
 }
 
 impl ServeArgs {
-    fn peer_tls(&self) -> anyhow::Result<Option<PeerTls>> {
+    fn peer_tls(&self) -> anyhow::Result<Option<(PeerTls, PeerFiles, PeerPem)>> {
         let (Some(certificate), Some(key), Some(ca)) =
-            (&self.peer_cert_file, &self.peer_key_file, &self.peer_trusted_ca_file)
+            (self.peer_cert_file.clone(), self.peer_key_file.clone(), self.peer_trusted_ca_file.clone())
         else {
             return Ok(None);
         };
-        let (ca, certificate, key) = (pem(ca)?, pem(certificate)?, pem(key)?);
-        Ok(Some(PeerTls { ca, certificate, key, server_name: self.peer_server_name.clone() }))
+        let files = PeerFiles { ca, certificate, key };
+        let read = files.read()?;
+        let tls = PeerTls::new(&read, &self.peer_server_name)?;
+        Ok(Some((if self.peer_own_keys { tls.with_own_keys() } else { tls }, files, read)))
     }
 
     fn client_tls(&self) -> anyhow::Result<Option<ClientTls>> {
@@ -173,7 +175,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         peer_addr,
         client_addr: client_url.clone(),
         listener: Some(peer_listener),
-        tls: peer_tls,
+        tls: peer_tls.as_ref().map(|(tls, ..)| tls.clone()),
         join: args.join.iter().map(|a| address(a)).collect::<Result<_, _>>()?,
         initial,
         initial_token: args.initial_cluster_token.clone(),
@@ -186,6 +188,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         },
     })
     .await?;
+    if let Some((tls, files, read)) = peer_tls {
+        tokio::spawn(files.follow(tls, read));
+    }
     // Reading the data, the end of the log too, took more memory than holding it does.
     let read = store.clone();
     tokio::spawn(async move {

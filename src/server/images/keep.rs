@@ -132,7 +132,7 @@ fn others(shared: &Arc<Shared>) -> Vec<(String, Channel)> {
     let members = shared.store.members().into_iter().filter(|m| m.id != shared.store.id() && !m.client_addr.is_empty());
     members
         .filter_map(|m| {
-            let channel = wire::channel(&m.client_addr, shared.ca.certificate(), Some(&shared.own)).ok()?;
+            let channel = wire::trusting(&m.client_addr, shared.authority.trust(), Some(&shared.own)).ok()?;
             Some((m.name, channel))
         })
         .collect()

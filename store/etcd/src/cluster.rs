@@ -54,6 +54,7 @@ impl pb::cluster_server::Cluster for Api {
             peer_addr: address(&request.peer_urls)?,
             client_addr: String::new(),
             learner: request.is_learner,
+            key_hash: String::new(),
         };
         self.store.change_members(MemberChange::Add(new)).await.map_err(error::status)?;
         let members = self.member_list();
@@ -80,6 +81,7 @@ impl pb::cluster_server::Cluster for Api {
             peer_addr: address(&request.peer_urls)?,
             client_addr: String::new(),
             learner: false,
+            key_hash: String::new(),
         };
         self.store.change_members(MemberChange::Update(new)).await.map_err(error::status)?;
         Ok(Response::new(pb::MemberUpdateResponse { header: self.header(), members: self.member_list() }))

@@ -176,7 +176,7 @@ impl World {
     fn take_in(&mut self, leader: usize, new: usize) -> Vec<(MemberId, ConfChangeType)> {
         let id = self.nodes[new].id;
         let member =
-            Member { id, name: new.to_string(), peer_addr: new.to_string(), client_addr: String::new(), learner: true };
+            Member { id, name: new.to_string(), peer_addr: new.to_string(), learner: true, ..Default::default() };
         self.submit(leader, 0, Kind::Member(member), None, None, true);
         self.nodes[new].exists = true;
         self.after(50_000, Event::Restart(new));
