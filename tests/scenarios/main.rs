@@ -6,9 +6,11 @@ mod archives;
 mod bad_input;
 mod busybox;
 mod certificates;
+mod first_hour;
 mod idle;
 mod images;
 mod kube_client;
+mod kubectl;
 mod local;
 mod machine;
 mod manifests;
@@ -49,6 +51,10 @@ fn main() {
     let real = |name: &str, run: Scenario| {
         Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!busybox)
     };
+    let software = root && first_hour::software::layer().is_some();
+    let first = |name: &str, run: Scenario| {
+        Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!software)
+    };
     let trials = vec![
         alone("a_newcomer_brings_up_a_cluster_deploys_and_takes_it_down", newcomer::brings_up_deploys_takes_down),
         alone("two_clusters_live_side_by_side_and_one_survives_the_machine", machine::side_by_side_and_restart),
@@ -72,6 +78,7 @@ fn main() {
         real("streams: ports_are_forwarded_both_ways", streams::port_forward),
         real("streams: websocket_protocols_of_every_age", streams_protocols::all),
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
+        first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
         with("when_most_nodes_are_silent_nothing_is_evicted", &LARGE, nodes::most_are_silent),
