@@ -75,13 +75,19 @@ pub fn words(line: &str) -> Vec<String> {
 impl<'l> Kubectl<'l> {
     /// The newest kubectl that is here, in a namespace that need not be there yet.
     pub fn newest(local: &'l Local, namespace: &str) -> anyhow::Result<Kubectl<'l>> {
-        let program = all().pop().context("there is no kubectl")?;
-        Ok(Kubectl { local, program, namespace: namespace.to_owned() })
+        Ok(Kubectl::of(local, &all().pop().context("there is no kubectl")?, namespace))
+    }
+
+    /// This kubectl.
+    pub fn of(local: &'l Local, program: &str, namespace: &str) -> Kubectl<'l> {
+        Kubectl { local, program: program.to_owned(), namespace: namespace.to_owned() }
     }
 
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.env("KUBECONFIG", self.local.dir.join("kubeconfig")).current_dir(&self.local.dir);
+        // A scenario writes this script before it edits.
+        command.env("KUBE_EDITOR", self.local.dir.join("editor"));
         command.args(["--namespace", &self.namespace]).args(words(line)).stdin(Stdio::null());
         command
     }

@@ -12,6 +12,7 @@ mod images;
 mod kube_client;
 mod kubectl;
 mod local;
+mod long_day;
 mod machine;
 mod manifests;
 mod newcomer;
@@ -78,6 +79,7 @@ fn main() {
         real("streams: ports_are_forwarded_both_ways", streams::port_forward),
         real("streams: websocket_protocols_of_every_age", streams_protocols::all),
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
+        real("a_long_day_with_kubectl", long_day::day),
         first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
