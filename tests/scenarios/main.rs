@@ -81,6 +81,8 @@ fn main() {
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
         real("a_long_day_with_kubectl", long_day::day),
         first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
+        first("first_hour: wordpress_and_mariadb", first_hour::blog::wordpress),
+        first("first_hour: postgresql", first_hour::database::postgres),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
         with("when_most_nodes_are_silent_nothing_is_evicted", &LARGE, nodes::most_are_silent),

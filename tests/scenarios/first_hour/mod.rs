@@ -2,6 +2,8 @@
 //!
 //! The programs are Debian's, so what they ask of a container is what programs ask: users, signals, `/dev/stdout`, sockets in shared folders, `fsync`.
 
+pub mod blog;
+pub mod database;
 pub mod software;
 pub mod web;
 
