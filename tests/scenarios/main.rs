@@ -18,6 +18,7 @@ mod manifests;
 mod newcomer;
 mod nodes;
 mod pods;
+mod python_client;
 mod refusals;
 mod servers;
 mod streams;
@@ -79,6 +80,8 @@ fn main() {
         real("streams: ports_are_forwarded_both_ways", streams::port_forward),
         real("streams: websocket_protocols_of_every_age", streams_protocols::all),
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
+        Trial::test("the_python_client", || SMALL.with(python_client::every_call).map_err(failed))
+            .with_ignored_flag(!(busybox && python_client::is_here())),
         real("a_long_day_with_kubectl", long_day::day),
         first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
         first("first_hour: wordpress_and_mariadb", first_hour::blog::wordpress),
