@@ -111,8 +111,8 @@ impl Api {
         crate::agent::wire::with_tls(&self.host, (*self.tls).clone(), crate::agent::wire::PATIENT)
     }
 
-    /// Hands an image's archive (`docker save` or OCI) to the cluster; every node can run it then.
-    pub async fn put_image(&self, archive: &Path) -> anyhow::Result<fleet::ImageRecord> {
+    /// Hands an archive of images (`docker save` or OCI) to the cluster; every node can run them then. A record for each name in it, at least one.
+    pub async fn put_image(&self, archive: &Path) -> anyhow::Result<Vec<fleet::ImageRecord>> {
         use tokio::io::AsyncReadExt as _;
         let mut file = tokio::fs::File::open(archive)
             .await
@@ -132,7 +132,7 @@ impl Api {
         let stream = tokio_stream::wrappers::ReceiverStream::new(chunks);
         let answer = crate::agent::wire::client(self.grpc()?).put_image(stream).await;
         read.await?.with_context(|| format!("reading the archive {}", archive.display()))?;
-        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner())
+        Ok(answer.map_err(|s| crate::agent::wire::explain(&self.host, &s))?.into_inner().images)
     }
 
     /// Lets a server fetch an image from its registry and keep it for the cluster. `docker_config` may be empty.

@@ -3,7 +3,7 @@
 use super::link::Link;
 use super::wire;
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use skiff_pods::{Directory, ExecRequest, ExecStream, LogRange, LogRequest, Output, StreamError};
 use skiff_proto::fleet as pb;
 use std::collections::HashMap;
@@ -81,9 +81,7 @@ async fn answer(channel: Channel, call: pb::Call, pods: Directory) -> anyhow::Re
         None => Err(StreamError::Failed("this agent does not know the call; upgrade it".into())),
     };
     if let Err(e) = result {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "reason": "InternalError", "message": e.to_string(), "code": 500});
-        let _ = send.send(frame(STATUS, status.to_string())).await;
+        let _ = send.send(frame(STATUS, failed(&e.to_string()).to_string())).await;
     }
     // Our half ends; the server ends the other when its client has read everything, however long that takes. To drop the
     // stream before would take back what is still under way.
@@ -217,17 +215,25 @@ async fn run(
         }
     };
     let Some(exit) = (tokio::select! { ended = down => ended, gone = up => gone }) else { return Ok(()) };
-    let status = match exit {
-        Ok(0) => json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-        Ok(code) => {
-            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}})
-        }
-        Err(why) => return Err(StreamError::Failed(why)),
-    };
-    let _ = send.send(frame(STATUS, status.to_string())).await;
+    let code = exit.map_err(StreamError::Failed)?;
+    let _ = send.send(frame(STATUS, ended(code).to_string())).await;
     Ok(())
+}
+
+/// What a client is told of a program that ended with this code.
+fn ended(code: i32) -> Value {
+    if code == 0 {
+        return json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+    }
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+        "message": format!("command terminated with non-zero exit code: exit status {code}"),
+        "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}})
+}
+
+/// What a client is told when there is no exit code. A failure always has its cause among the details: there the Python client looks for it.
+fn failed(why: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "InternalError",
+        "message": why, "details": {"causes": [{"message": why}]}, "code": 500})
 }
 
 /// `{"Width":80,"Height":24}` as columns and rows.
@@ -271,4 +277,27 @@ async fn forward(
     };
     tokio::select! { () = down => {}, () = up => {} }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_is_told_at_the_end() {
+        let check = |status: Value, result: &str, reason: &str, cause: &str| {
+            assert_eq!(status["status"], result);
+            assert_eq!(status["reason"].as_str().unwrap_or_default(), reason);
+            let causes = status.pointer("/details/causes/0/message").and_then(Value::as_str);
+            assert_eq!(causes.unwrap_or_default(), cause, "{status}");
+        };
+        check(ended(0), "Success", "", "");
+        check(ended(7), "Failure", "NonZeroExitCode", "7");
+        check(
+            failed("exec: \"x\": executable file not found in $PATH"),
+            "Failure",
+            "InternalError",
+            "exec: \"x\": executable file not found in $PATH",
+        );
+    }
 }

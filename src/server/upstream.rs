@@ -414,7 +414,7 @@ impl Upstream for ApiUpstream {
     fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>> {
         self.run(|u| async move { u.shared.images.send(reference).map_err(UpstreamError::Refused) })
     }
-    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord> {
+    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<Vec<pb::ImageRecord>> {
         self.run(|u| async move { images::take(&u.shared, chunks).await })
     }
     fn images(&self, reference: String) -> Answer<Vec<pb::ImageRecord>> {

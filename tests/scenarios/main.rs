@@ -7,15 +7,19 @@ mod authority;
 mod bad_input;
 mod busybox;
 mod certificates;
+mod first_hour;
 mod idle;
 mod images;
 mod kube_client;
+mod kubectl;
 mod local;
+mod long_day;
 mod machine;
 mod manifests;
 mod newcomer;
 mod nodes;
 mod pods;
+mod python_client;
 mod refusals;
 mod sealing;
 mod servers;
@@ -51,6 +55,10 @@ fn main() {
     let real = |name: &str, run: Scenario| {
         Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!busybox)
     };
+    let software = root && first_hour::software::layer().is_some();
+    let first = |name: &str, run: Scenario| {
+        Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!software)
+    };
     let trials = vec![
         alone("a_newcomer_brings_up_a_cluster_deploys_and_takes_it_down", newcomer::brings_up_deploys_takes_down),
         alone("two_clusters_live_side_by_side_and_one_survives_the_machine", machine::side_by_side_and_restart),
@@ -77,6 +85,12 @@ fn main() {
         real("streams: ports_are_forwarded_both_ways", streams::port_forward),
         real("streams: websocket_protocols_of_every_age", streams_protocols::all),
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
+        Trial::test("the_python_client", || SMALL.with(python_client::every_call).map_err(failed))
+            .with_ignored_flag(!(busybox && python_client::is_here())),
+        real("a_long_day_with_kubectl", long_day::day),
+        first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
+        first("first_hour: wordpress_and_mariadb", first_hour::blog::wordpress),
+        first("first_hour: postgresql", first_hour::database::postgres),
         with("a_restarted_agent_finds_its_pods", &LARGE, nodes::restarted_agent),
         with("a_lost_node_is_replaced_and_adopted", &LARGE, nodes::lost_and_adopted),
         with("when_most_nodes_are_silent_nothing_is_evicted", &LARGE, nodes::most_are_silent),

@@ -2,6 +2,7 @@
 //! reader lose nothing, does a client that goes end what it began, do exit code, end of input, window and ^C arrive.
 
 use crate::busybox;
+use crate::kubectl::{self, Running};
 use crate::local::{Local, PATIENCE, SKIFF, text, wait_until};
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -29,53 +30,14 @@ const SPDY: &[(&str, &str)] =
 const WEBSOCKET: &[(&str, &str)] =
     &[("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true"), ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "true")];
 
-fn kubectls() -> Vec<String> {
-    let found: Vec<String> = match std::env::var("SKIFF_KUBECTL") {
-        Ok(paths) => paths.split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect(),
-        Err(_) => vec!["kubectl".to_owned()],
-    };
-    let works = |path: &String| {
-        Command::new(path).args(["version", "--client"]).output().is_ok_and(|output| output.status.success())
-    };
-    let found: Vec<String> = found.into_iter().filter(works).collect();
-    if found.is_empty() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "no kubectl; name one by SKIFF_KUBECTL");
-        eprintln!("without kubectl: name one by SKIFF_KUBECTL");
-    }
-    found
-}
-
 fn clients() -> Vec<Client> {
     let mut clients = vec![Client { name: "skiff".into(), program: SKIFF.into(), env: &[] }];
-    for program in kubectls() {
+    for program in kubectl::all() {
         for (protocol, env) in [("WebSocket", WEBSOCKET), ("SPDY", SPDY)] {
             clients.push(Client { name: format!("{program} by {protocol}"), program: program.clone(), env });
         }
     }
     clients
-}
-
-/// A client's process; killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn code(mut self) -> anyhow::Result<Option<i32>> {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status.code());
-            }
-            ensure!(begun.elapsed() < PATIENCE, "the client does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 impl Client {

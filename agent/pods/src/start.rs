@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use skiff_runtime::Pod as RuntimePod;
+use skiff_runtime::image::ImageName;
 use tokio_util::sync::CancellationToken;
 
 use crate::admit;
@@ -86,7 +87,9 @@ impl Starter {
         let image = container.image.clone().unwrap_or_default();
         let policy = pull_policy(container);
         let present = self.ctx.deps.runtime.images().resolve(&image).is_some();
-        if policy == PullPolicy::Always || (policy == PullPolicy::IfNotPresent && !present) {
+        let asks = policy == PullPolicy::Always || (policy == PullPolicy::IfNotPresent && !present);
+        // Nobody is asked for what is no name.
+        if asks && ImageName::parse(&image).is_ok() {
             self.event(container, false, "Pulling", format!("Pulling image {image:?}")).await;
         }
         let begin = Instant::now();
@@ -110,7 +113,7 @@ impl Starter {
                 Ok(found)
             }
             Err(error) => {
-                self.event(container, true, "Failed", error.to_string()).await;
+                self.event(container, true, error.event(), error.to_string()).await;
                 self.event(container, true, "Failed", format!("Error: {}", error.reason())).await;
                 Err(StartError::Image { reason: error.reason(), message: error.to_string() })
             }

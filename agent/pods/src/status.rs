@@ -14,6 +14,8 @@ use crate::fields::Situation;
 use crate::observed::{ContainerObserved, Exit, Observed, Sandbox, Stage, container_id};
 use crate::plan::{initialized, is_sidecar, restarts};
 use crate::resources::qos_class;
+use crate::traits::PodIdentity;
+use crate::translate::identity;
 
 /// Conditions that are ours; all others of the object are kept as they are.
 const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -28,7 +30,7 @@ pub fn time(ms: u64) -> Time {
 pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &PodStatus, now_ms: u64) -> PodStatus {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let id = identity(pod);
     let unseen = ContainerObserved::default();
     let ready_to_start = matches!(observed.sandbox, Sandbox::Ready { .. });
     let init_done = initialized(spec, observed);
@@ -43,7 +45,7 @@ pub fn status(pod: &Pod, observed: &Observed, situation: &Situation, before: &Po
                 (false, _) => restarts(spec, code),
             } && observed.end.is_none()
                 && pod.metadata.deletion_timestamp.is_none();
-            container_status(uid, container, seen, &again, has_init, init)
+            container_status(&id, container, seen, &again, has_init, init)
         };
         containers.iter().map(each).collect()
     };
@@ -104,7 +106,7 @@ fn phase(spec: &PodSpec, observed: &Observed, pod: &Pod, containers: &[Container
 }
 
 fn container_status(
-    uid: &str,
+    id: &PodIdentity,
     container: &Container,
     seen: &ContainerObserved,
     again: &dyn Fn(i32) -> bool,
@@ -118,6 +120,7 @@ fn container_status(
         }),
         ..ContainerState::default()
     };
+    let uid = &id.uid;
     let creating = if has_init { "PodInitializing" } else { "ContainerCreating" };
     let mut last = seen.last.as_ref();
     let (state, ran) = match &seen.stage {
@@ -131,7 +134,8 @@ fn container_status(
         Stage::Exited(exit) if again(exit.code) && seen.backoff.wait_ms > 0 => {
             last = Some(exit);
             let wait = std::time::Duration::from_millis(seen.backoff.wait_ms);
-            let message = format!("back-off {} restarting failed container={}", short(wait), container.name);
+            let pod = format!("{}_{}({})", id.name, id.namespace, id.uid);
+            let message = format!("back-off {} restarting failed container={} pod={pod}", short(wait), container.name);
             (waiting("CrashLoopBackOff", &message), true)
         }
         Stage::Exited(exit) => (terminated(uid, exit), true),

@@ -135,6 +135,15 @@ impl ImageError {
             ImageError::Pull { .. } => "ErrImagePull",
         }
     }
+
+    /// The reason of the event that tells it.
+    pub fn event(&self) -> &'static str {
+        match self {
+            ImageError::InvalidName { .. } => "InspectFailed",
+            ImageError::NeverPull { .. } | ImageError::NotYours { .. } => "ErrImageNeverPull",
+            ImageError::Pull { .. } => "Failed",
+        }
+    }
 }
 
 /// Brings images here.

@@ -166,10 +166,7 @@ impl Fleet for FleetService {
         Ok(Response::new(Box::pin(out)))
     }
 
-    async fn put_image(
-        &self,
-        request: Request<Streaming<pb::ImageChunk>>,
-    ) -> Result<Response<pb::ImageRecord>, Status> {
+    async fn put_image(&self, request: Request<Streaming<pb::ImageChunk>>) -> Result<Response<pb::ImageList>, Status> {
         administrator(&request)?;
         let mut stream = request.into_inner();
         let (send, receive) = mpsc::channel(8);
@@ -182,9 +179,9 @@ impl Fleet for FleetService {
             }
             Ok::<_, Status>(())
         };
-        let (read, record) = futures_util::future::join(read, work).await;
+        let (read, images) = futures_util::future::join(read, work).await;
         read?;
-        Ok(Response::new(record?))
+        Ok(Response::new(pb::ImageList { images: images? }))
     }
 
     async fn images(&self, request: Request<pb::ImageRequest>) -> Result<Response<pb::ImageList>, Status> {

@@ -43,8 +43,8 @@ pub trait Upstream: Send + Sync + 'static {
     /// A token and when it ends (Unix seconds).
     fn token(&self, node: String, request: pb::TokenRequest) -> Answer<(String, i64)>;
     fn welcome(&self) -> Welcome;
-    /// Takes in an archive of images and keeps them for the cluster; the record of the first.
-    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<pb::ImageRecord>;
+    /// Takes in an archive of images and keeps them for the cluster; a record for each name.
+    fn put_image(&self, chunks: tokio::sync::mpsc::Receiver<pb::ImageChunk>) -> Answer<Vec<pb::ImageRecord>>;
     /// The archive of an image that this server holds, in chunks.
     fn image(&self, reference: String) -> Answer<tokio::sync::mpsc::Receiver<pb::ImageChunk>>;
     /// The cluster's catalogue; or, for one reference, what this server holds under it.

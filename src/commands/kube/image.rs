@@ -16,7 +16,7 @@ pub struct Options {
 
 #[derive(clap::Subcommand, Debug)]
 enum Verb {
-    /// Hand in the archive of an image (docker save, or an OCI layout); every node can run it then
+    /// Hand in an archive of images (docker save, or an OCI layout); every node can run them then
     Import {
         /// The archive
         file: PathBuf,
@@ -52,8 +52,9 @@ enum Verb {
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     match options.verb {
         Verb::Import { file, cluster } => {
-            let record = cluster.api()?.put_image(&file).await?;
-            say(&format!("imported {}\n", describe(&record)))?;
+            for record in cluster.api()?.put_image(&file).await? {
+                say(&format!("imported {}\n", describe(&record)))?;
+            }
         }
         Verb::Pull { name, docker_config, cluster } => {
             let docker_config = read_docker_config(docker_config)?;

@@ -69,21 +69,22 @@ fn record(name: &str, image: &ImageRecord) -> pb::ImageRecord {
     }
 }
 
-/// Takes an archive in and keeps its images for the cluster; the first name's record. Returns when the other servers that answer have
+/// Takes an archive in and keeps its images for the cluster; a record for each name, at least one. Returns when the other servers that answer have
 /// them too, so that the loss of this one loses no image.
 pub async fn take(
     shared: &Arc<Shared>,
     chunks: mpsc::Receiver<pb::ImageChunk>,
-) -> Result<pb::ImageRecord, UpstreamError> {
+) -> Result<Vec<pb::ImageRecord>, UpstreamError> {
     let entering = shared.images.entering.read().await;
     let images = transfer::take(&shared.images.store, chunks).await.map_err(refused)?;
     let records: Vec<_> = images.iter().flat_map(|image| image.names.iter().map(|name| record(name, image))).collect();
-    let first = records.first().cloned();
-    let first = first.ok_or_else(|| refused("the archive names no image; give it a tag when you save it"))?;
+    if records.is_empty() {
+        return Err(refused("the archive names no image; give it a tag when you save it"));
+    }
     catalogue::put(&shared.store, &records).await?;
     drop(entering);
     keep::everywhere(shared, &records).await;
-    Ok(first)
+    Ok(records)
 }
 
 /// Fetches an image from its registry and keeps it for the cluster, as [`take`] does.

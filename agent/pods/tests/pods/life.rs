@@ -139,12 +139,11 @@ fn crashes_back_off() -> Result<(), Failed> {
             let status =
                 news.statuses.get("crash").and_then(|status| status.container_statuses.clone()).unwrap_or_default();
             status.iter().any(|status| {
-                let waiting = status
-                    .state
-                    .as_ref()
-                    .and_then(|state| state.waiting.as_ref())
-                    .and_then(|waiting| waiting.reason.as_deref());
-                waiting == Some("CrashLoopBackOff") && status.restart_count == 1
+                let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
+                let waiting = waiting.map(|waiting| (waiting.reason.as_deref(), waiting.message.as_deref()));
+                let Some((Some("CrashLoopBackOff"), Some(message))) = waiting else { return false };
+                let words = "back-off 10s restarting failed container=main pod=crash_default(";
+                message.starts_with(words) && status.restart_count == 1
             })
         })
         .await?;
@@ -185,6 +184,10 @@ fn missing_things_are_named_and_waited_for() -> Result<(), Failed> {
         waits("image", "ImagePullBackOff").await?;
         waits("never", "ErrImageNeverPull").await?;
         waits("name", "InvalidImageName").await?;
+        node.happened("ErrImageNeverPull", "is not present with pull policy of Never")?;
+        node.happened("InspectFailed", "Failed to apply default image tag \"Bad Name\"")?;
+        let asked = node.happened("Pulling", "Bad Name");
+        equal(asked.is_err(), true)?;
         node.until_phase("command", "Failed").await?;
         let ended = node.status("command").container_statuses.and_then(|list| list[0].state.clone()?.terminated);
         equal(ended.map(|ended| (ended.exit_code, ended.reason)), Some((128, Some("StartError".into()))))?;
