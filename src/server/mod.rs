@@ -17,6 +17,7 @@ mod members;
 mod node;
 mod nodes;
 mod renew;
+mod revoked;
 mod scheduling;
 pub(crate) mod sealing;
 mod standing;
@@ -159,7 +160,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     .await?;
     let images = images::Images::open(&options.data_dir.join("server/images"), &options.insecure_registries)?;
     let keeper = sealing::Keeper::open(&files)?;
-    let sealing = Sealing::new(keeper.ring.clone(), &options.sealed).context("--seal")?;
+    let sealing = Sealing::new(keeper.ring.clone(), &options.sealed).context("--seal")?.and(authority::STEP);
     let shared = Arc::new(Shared {
         options: options.clone(),
         authority,
@@ -231,7 +232,12 @@ async fn start_api(
     let (view, changes) = view::follow(shared.objects.clone());
     config.bounds = Bounds::default().with_descriptors(descriptors::raise());
     let (known, members, trust) = (view.clone(), shared.store.clone(), shared.authority.trust().clone());
-    config.certificates = Some(CertificateCheck(Arc::new(move |der| standing::check(&known, &members, &trust, der))));
+    let check = Arc::new(move |der: &[u8]| standing::check(&known, &members, &trust, der));
+    let (moment, moments) = tokio::sync::watch::channel(0);
+    config.certificates = Some(CertificateCheck { check, moments });
+    let (watching, news) = (shared.clone(), changes.clone());
+    let counting = move || revoked::count(watching.clone(), news.subscribe(), moment.clone());
+    tokio::spawn(supervise::forever("revoked", counting));
     let calls = Arc::new(Calls::default());
     let beats = Arc::new(Beats::new(Detector::default()));
     let counted = beats.clone();
@@ -243,7 +249,7 @@ async fn start_api(
         Box::pin(async move { sealing::orders::answer(&shared, &method, &path).await })
     })));
     let api = ApiServer::new(config, shared.objects.clone(), Arc::new(nodes::Connector::new(calls.clone())))?;
-    let desk = authority::Desk { store: shared.store.clone(), view: view.clone(), beats: beats.clone() };
+    let desk = authority::Desk { store: shared.objects.clone(), view: view.clone(), beats: beats.clone() };
     let upstream = Arc::new(upstream::ApiUpstream::new(shared.clone(), api.clone(), desk));
     let fleet = FleetService { view: view.clone(), beats: beats.clone(), calls, upstream };
     let api = api.with_grpc(door::open(fleet, shared.store.clone(), shared.authority.trust().clone()));

@@ -191,8 +191,14 @@ pub fn removed(local: &Local) -> anyhow::Result<()> {
     let complaint = "its Node was deleted. To take it in again, start its agent with a token";
     block_on(async {
         thief.get("/api/v1/nodes/a1").await?;
+        // Begun while it was good, and idle since.
+        let watch = "/api/v1/nodes?watch=true&fieldSelector=metadata.name%3Da1&timeoutSeconds=3600";
+        let open = thief.stream(watch, "application/json").await?;
+        let ended = tokio::spawn(http_body_util::BodyExt::collect(open));
         admin.delete("/api/v1/nodes/a1", &json!({})).await?;
         until("its certificate is refused", || async { Ok(thief.get("/api/v1/nodes/a1").await.is_err()) }).await?;
+        let ended = tokio::time::timeout(crate::local::PATIENCE, ended).await;
+        ensure!(ended.is_ok(), "a watch that was open goes on");
         refused("a request", thief.get("/api/v1/nodes/a1").await, 401)?;
         let channel = wire::channel(&format!("127.0.0.1:{}", cluster.host.port()), &admin.ca, Some(&own))?;
         let calls = wire::client(channel).calls(pb::Hello::default()).await;

@@ -46,7 +46,11 @@ type Standing = dyn Fn(&[u8]) -> Result<(), String> + Send + Sync;
 
 /// Says of a client certificate, which TLS has verified, whether it is still good.
 #[derive(Clone)]
-pub struct CertificateCheck(pub Arc<Standing>);
+pub struct CertificateCheck {
+    pub check: Arc<Standing>,
+    /// Changes when certificates that were good may be good no longer: what is open by them is ended then.
+    pub moments: tokio::sync::watch::Receiver<u64>,
+}
 
 impl std::fmt::Debug for CertificateCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

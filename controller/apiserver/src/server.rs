@@ -61,6 +61,9 @@ const CONCURRENT_STREAMS_MAX: u32 = 4096;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 
+/// How long a connection stays open whose certificate is good no longer: whoever holds it is told why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Answers gRPC requests that come to the same listener.
 pub type GrpcService = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response> + Send + Sync>;
 
@@ -253,6 +256,10 @@ impl ApiServer {
                 return;
             }
             () = end.0.cancelled() => return,
+            () = self.revoked(peer.as_ref()) => {
+                tracing::info!("a connection was ended: its certificate is good no longer");
+                return;
+            }
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -337,10 +344,24 @@ impl ApiServer {
         Ok(Response::from_parts(head, budget::body(bytes, held, within, connection)))
     }
 
+    /// Returns when the certificate of an open connection is good no longer, and what is under way by it had the time to say so.
+    async fn revoked(&self, peer: Option<&PeerCertificate>) {
+        if let (Some(peer), Some(check)) = (peer, &self.state.config.certificates) {
+            let mut moments = check.moments.clone();
+            moments.mark_unchanged();
+            while moments.changed().await.is_ok() {
+                if self.is_good(Some(peer)).is_err() {
+                    return tokio::time::sleep(LAST_WORDS).await;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Refuses a certificate that was good once: of a node that was removed, say.
     fn is_good(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
         let (Some(certificate), Some(check)) = (certificate, &self.state.config.certificates) else { return Ok(()) };
-        (check.0)(&certificate.der).map_err(|why| Status { message: why, ..Status::unauthorized() })
+        (check.check)(&certificate.der).map_err(|why| Status { message: why, ..Status::unauthorized() })
     }
 
     async fn route(

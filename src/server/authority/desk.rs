@@ -4,10 +4,11 @@
 use super::plan::{Rotation, Step, waiting};
 use super::{REPORTS, STEP};
 use skiff_api::view::Key;
+use skiff_apiserver::Objects;
 use skiff_fleet::{Beats, SharedView, UpstreamError};
 use skiff_identity::Ca;
 use skiff_proto::fleet as pb;
-use skiff_store::{Compare, Op, RangeRequest, Store, Txn};
+use skiff_store::{Compare, Op, RangeRequest, Txn};
 use std::sync::Arc;
 
 /// The ConfigMap by which pods know whom to trust.
@@ -15,7 +16,7 @@ const CA_MAP: &str = "kube-root-ca.crt";
 
 #[derive(Clone)]
 pub struct Desk {
-    pub store: Store,
+    pub store: Objects,
     pub view: SharedView,
     pub beats: Arc<Beats>,
 }
@@ -107,7 +108,7 @@ impl Desk {
             let found = reports.iter().find(|kv| kv.key == key.as_bytes());
             found.map(|kv| String::from_utf8_lossy(&kv.value).into_owned())
         };
-        let servers: Vec<_> = self.store.members().into_iter().map(|m| (m.name, report(m.id))).collect();
+        let servers: Vec<_> = self.store.store().members().into_iter().map(|m| (m.name, report(m.id))).collect();
         let view = self.view.read();
         let stances = self.beats.stances();
         let nodes: Vec<_> = view.nodes.iter().map(|(k, _)| (k.name.clone(), stances.get(&k.name).cloned())).collect();

@@ -16,16 +16,17 @@ pub use desk::Desk;
 
 use super::{Files, Shared, renew};
 use plan::Rotation;
+use skiff_apiserver::Objects;
 use skiff_identity::{Ca, Pair, Subject, Trust};
-use skiff_store::{KeyRange, Op, RangeRequest, Store, Txn};
+use skiff_store::{KeyRange, Op, RangeRequest, Txn};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// How often it is looked at the step that the cluster is at: a look-up in this member's own memory.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Where the step is kept in the store; outside the API's objects, so that no right to read Secrets reaches it.
-const STEP: &str = "/skiff/authority/step";
+/// Where the step is kept in the store; outside the API's objects, so that no right to read Secrets reaches it. It holds a key, so it lies sealed.
+pub const STEP: &str = "/skiff/authority/step";
 /// Below it, what each server reports: where it stands.
 const REPORTS: &str = "/skiff/authority/servers/";
 
@@ -94,7 +95,7 @@ impl Authority {
 }
 
 /// What a key of the store holds here, as this member knows it.
-async fn read(store: &Store, key: &str) -> anyhow::Result<Option<bytes::Bytes>> {
+async fn read(store: &Objects, key: &str) -> anyhow::Result<Option<bytes::Bytes>> {
     let request = RangeRequest { range: KeyRange::key(key.to_owned()), serializable: true, ..Default::default() };
     Ok(store.range(request).await?.kvs.into_iter().next().map(|kv| kv.value.clone()))
 }
@@ -121,7 +122,7 @@ pub async fn follow(shared: Arc<Shared>, subject: Subject) {
 
 async fn look(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
     let authority = &shared.authority;
-    let step = read(&shared.store, STEP).await?.map(|json| serde_json::from_slice::<Rotation>(&json)).transpose()?;
+    let step = read(&shared.objects, STEP).await?.map(|json| serde_json::from_slice::<Rotation>(&json)).transpose()?;
     if let Some(rotation) = &step
         && (rotation.bundle() != authority.bundle() || rotation.issuer() != authority.ca().certificate())
     {
@@ -139,7 +140,7 @@ async fn look(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
 async fn report(shared: &Shared) -> anyhow::Result<()> {
     let stance = skiff_identity::stance(&shared.authority.bundle(), &shared.own.pair().certificate);
     let key = format!("{REPORTS}{:x}", shared.store.id());
-    if read(&shared.store, &key).await?.as_deref() != Some(stance.as_bytes()) {
+    if read(&shared.objects, &key).await?.as_deref() != Some(stance.as_bytes()) {
         shared.store.txn(Txn::of(Op::put(key, stance))).await?;
     }
     Ok(())

@@ -39,6 +39,12 @@ impl Sealing {
         Ok(Sealing { keys, prefixes })
     }
 
+    /// Seals what lies below a further prefix of the store, outside of the objects.
+    pub fn and(self, prefix: &str) -> Sealing {
+        let prefixes = self.prefixes.iter().cloned().chain([prefix.to_owned()]).collect();
+        Sealing { prefixes, ..self }
+    }
+
     /// The prefixes of the keys whose values are sealed.
     pub fn prefixes(&self) -> &[String] {
         &self.prefixes
