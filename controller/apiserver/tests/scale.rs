@@ -19,9 +19,7 @@ async fn replicas_have_one_applier() -> anyhow::Result<()> {
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 2,
         "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
     assert_eq!(ask(format!("{path}?fieldManager=writer"), &deployment).await?.code, 201);
-    let scale = |replicas: i64| {
-        json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": replicas}})
-    };
+    let scale = |replicas: i64| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": replicas}});
     let refused = ask(format!("{path}/scale?fieldManager=scaler"), &scale(5)).await?;
     assert_eq!(refused.code, 409, "{}", refused.text);
     let expect = r#"Apply failed with 1 conflict: conflict with "writer": .spec.replicas"#;
