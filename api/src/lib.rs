@@ -32,6 +32,7 @@
 pub mod admission;
 pub mod apply;
 pub mod autoscaling;
+pub mod base64;
 pub mod defaults;
 pub mod expand;
 pub mod kinds;

@@ -147,6 +147,17 @@ pub fn format_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// A time of the API (RFC 3339, up to the year 9999). The last hours of that year are beyond what can be counted here: they are read as the last time that can,
+/// so that whoever reads the object later can read it, too.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    if let Ok(at) = text.parse() {
+        return Some(at);
+    }
+    // Whether it is a time at all is the same two years earlier.
+    let earlier = format!("9997{}", text.strip_prefix("9999")?);
+    earlier.parse::<Timestamp>().ok().map(|_| Timestamp::MAX)
+}
+
 /// `at` and so many seconds (before it, where negative); the end of time where it would be later than that.
 pub fn seconds_after(at: Timestamp, seconds: i64) -> Timestamp {
     let end = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
@@ -168,6 +179,23 @@ mod tests {
         let at: Timestamp = "2026-01-02T03:04:05.000006789Z".parse().expect("a time");
         assert_eq!(format_time(at), "2026-01-02T03:04:05Z");
         assert_eq!(format_micro_time(at), "2026-01-02T03:04:05.000006Z");
+    }
+
+    #[test]
+    fn times_end_with_the_year_9999() {
+        let check = |text: &str, expect: Option<&str>| {
+            assert_eq!(parse_time(text).map(format_time).as_deref(), expect, "{text}");
+        };
+        check("2026-01-02T03:04:05.6+02:00", Some("2026-01-02T01:04:05Z"));
+        check("9999-12-30T21:00:00Z", Some("9999-12-30T21:00:00Z"));
+        check("9999-12-31T23:59:59Z", Some("9999-12-30T22:00:00Z"));
+        check("9999-12-31T23:59:59.999999-05:00", Some("9999-12-30T22:00:00Z"));
+        check("9999-12-31T23:59:60", None);
+        check("9999-12-32T23:59:59Z", None);
+        check("9999-12-31T23:59:59ZZ", None);
+        check("9999-02-29T00:00:00Z", None);
+        check("10000-01-01T00:00:00Z", None);
+        check("", None);
     }
 
     #[test]

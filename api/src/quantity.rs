@@ -77,17 +77,26 @@ impl Quantity {
             return Err(QuantityError::Format);
         }
         let (scale, format) = Scale::of(suffix).ok_or(QuantityError::Suffix)?;
-        let nanos = scaled(whole, fraction, scale);
+        // Only the binary family ends at 2^63 (as upstream); the others go on as far as they are exact here.
+        let most = if format == Format::Binary { MAX_BINARY } else { MAX };
+        let nanos = scaled(whole, fraction, scale).min(most);
         Ok(Quantity { nanos: if negative { -nanos } else { nanos }, format })
     }
 
-    /// The quantity in a JSON value: a string or a number.
-    pub fn from_value(value: &serde_json::Value) -> Option<Self> {
+    /// The quantity in a JSON value: a string (blanks around it do not count, as upstream) or a number.
+    ///
+    /// # Errors
+    /// As [`Quantity::parse`]; what is neither is no quantity.
+    pub fn read(value: &serde_json::Value) -> Result<Self, QuantityError> {
         match value {
-            serde_json::Value::String(text) => Self::parse(text).ok(),
-            serde_json::Value::Number(n) => Self::parse(&n.to_string()).ok(),
-            _ => None,
+            serde_json::Value::String(text) => Self::parse(text.trim_matches([' ', '\t', '\n', '\r'])),
+            other => Self::parse(&other.to_string()),
         }
+    }
+
+    /// As [`Quantity::read`]; None for what is no quantity.
+    pub fn from_value(value: &serde_json::Value) -> Option<Self> {
+        Self::read(value).ok()
     }
 
     pub fn format(&self) -> Format {
@@ -192,8 +201,10 @@ fn scaled(whole: &str, fraction: &str, scale: Scale) -> i128 {
     if lost && nanos == 0 { 1 } else { nanos.min(MAX) }
 }
 
-/// The largest quantity the API holds: 2^63-1 units.
-const MAX: i128 = i64::MAX as i128 * NANO;
+/// The largest quantity of the binary family: 2^63-1 units.
+const MAX_BINARY: i128 = i64::MAX as i128 * NANO;
+/// The largest of the others: 10^29 units.
+const MAX: i128 = 10i128.pow(38);
 
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -222,7 +233,8 @@ impl fmt::Display for Quantity {
             return write!(f, "{units}{suffix}");
         }
         let (mut mantissa, mut exp) = (self.nanos, -9);
-        while mantissa % 1000 == 0 && exp < 18 {
+        // The exponents go on where the letters end.
+        while mantissa % 1000 == 0 && (exp < 18 || format == Format::Exponent) {
             mantissa /= 1000;
             exp += 3;
         }
@@ -312,9 +324,32 @@ mod tests {
             ("3000Ki", "3000Ki"),
             ("0.1Ki", "102400m"),
             ("010", "10"),
+            ("1E3", "1e3"),
+            ("10E", "10E"),
+            ("100000E", "100000E"),
+            ("9223372036854775808", "9223372036854775808"),
+            ("12345678901234567890k", "12345678901234567890k"),
+            ("1e21", "1e21"),
+            ("2e25", "20e24"),
+            ("-1e21", "-1e21"),
+            ("8Ei", "9223372036854775807"),
+            ("1e999", "100e27"),
         ] {
             assert_eq!(Quantity::parse(text).map(|q| q.to_string()), Ok(expect.to_string()), "{text}");
         }
+    }
+
+    #[test]
+    fn blanks_around_a_json_text_do_not_count() {
+        let check = |value: serde_json::Value, expect: Option<&str>| {
+            assert_eq!(Quantity::from_value(&value).map(|q| q.to_string()).as_deref(), expect, "{value}");
+        };
+        check("1Gi ".into(), Some("1Gi"));
+        check("\t100m\n".into(), Some("100m"));
+        check("1 Gi".into(), None);
+        check(" ".into(), None);
+        check(serde_json::json!(1.5), Some("1500m"));
+        check(serde_json::json!([1]), None);
     }
 
     #[test]

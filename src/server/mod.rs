@@ -228,6 +228,7 @@ async fn start_api(
     if !options.advertise.is_loopback() {
         config.endpoints = vec![api_addr.parse()?];
     }
+    config.cluster_dns = Some(shared.cluster_dns());
     config.controllers = options.controllers;
     let (view, changes) = view::follow(shared.objects.clone());
     config.bounds = Bounds::default().with_descriptors(descriptors::raise());

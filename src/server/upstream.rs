@@ -4,7 +4,6 @@
 //! here decides what a node may do. Only joining is the server's own act: it has checked a token before there is a node to act as.
 
 use super::{Shared, authority, images, members};
-use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -157,7 +156,7 @@ impl ApiUpstream {
         let found = self.registrar().find(&*kind("secrets")?, "kube-system", &name).await.map_err(failed)?;
         let decode = |secret: &Value, field: &str| {
             let text = secret["data"][field].as_str().unwrap_or_default();
-            let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+            let bytes = skiff_api::base64::decode(text).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let wrong = || UpstreamError::Refused("the token is not known here; `skiff token create` makes one".into());

@@ -3,14 +3,19 @@
 
 mod acting;
 mod anonymous;
+mod container;
 mod heads;
 mod holder;
+mod images;
 mod local_user;
 mod node;
 mod objects;
 mod server;
 mod users;
 
+#[allow(dead_code, reason = "the scenarios' image, of which attacks need less")]
+#[path = "../scenarios/busybox.rs"]
+mod busybox;
 #[allow(dead_code, reason = "the scenarios' cluster, of which attacks need less")]
 #[path = "../scenarios/idle.rs"]
 mod idle;
@@ -47,10 +52,14 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("a stolen node: once it was removed", node::removed),
     ("a local user: reads no key, no Secret, no image", local_user::reads_nothing),
     ("a local user: sees no token in any process's arguments", local_user::sees_no_token),
+    ("an archive: no name in it leads outside", images::hostile_names),
     ("an object: no number ends a controller", objects::huge_numbers),
     ("an object: what has an unknown owner stays", objects::unknown_owners),
     ("an object: what a Secret holds shows in no log, event or argument", objects::planted),
 ];
+
+/// Those that need an image with real programs.
+const WITH_PROGRAMS: &[(&str, Attack)] = &[("a container: stays inside", container::stays_inside)];
 
 fn main() {
     skiff_identity::install_crypto();
@@ -64,9 +73,11 @@ fn main() {
         Trial::test(*name, move || CLUSTER.with(attack).map_err(|e| Failed::from(format!("{e:#}"))))
             .with_ignored_flag(!root)
     };
+    let programs = root && busybox::is_here();
+    let mut trials: Vec<Trial> = ATTACKS.iter().map(trial).collect();
+    trials.extend(WITH_PROGRAMS.iter().map(|attack| trial(attack).with_ignored_flag(!programs)));
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let mut trials: Vec<_> = ATTACKS.iter().map(trial).collect();
     let stolen_server = || server::removed().map_err(|e| Failed::from(format!("{e:#}")));
     trials.push(Trial::test("a stolen server: once it was removed", stolen_server).with_ignored_flag(!root));
     let conclusion = libtest_mimic::run(&arguments, trials);

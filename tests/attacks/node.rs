@@ -90,10 +90,35 @@ pub fn requests(local: &Local) -> anyhow::Result<()> {
             thief.patch(leader, merge, &json!({"spec": {"holderIdentity": "a1"}})).await,
             403,
         )?;
-        let mirror = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mirror-a1", "annotations": {"kubernetes.io/config.mirror": "x"}},
-            "spec": {"nodeName": "a1", "containers": [{"name": "c", "image": "x"}],
-                "volumes": [{"name": "s", "secret": {"secretName": "used-there"}}]}});
-        refused("a mirror pod that names a Secret", thief.post(pods::PODS, &mirror).await, 403)?;
+        // A mirror carries its own Node as owner; without it, it is refused before anything else is looked at.
+        let own = thief.get("/api/v1/nodes/a1").await?;
+        let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": "a1", "uid": text_of(&own, "/metadata/uid"), "controller": true}]);
+        let mirror = |more: Value| {
+            let mut spec = json!({"nodeName": "a1", "containers": [{"name": "c", "image": "x"}]});
+            more.as_object().into_iter().flatten().for_each(|(field, value)| spec[field] = value.clone());
+            json!({"apiVersion": "v1", "kind": "Pod", "spec": spec, "metadata": {"name": "mirror-a1", "ownerReferences": owner,
+                "annotations": {"kubernetes.io/config.mirror": "x"}}})
+        };
+        let volume = |source: Value| {
+            let mut volume = json!({"name": "v"});
+            source.as_object().into_iter().flatten().for_each(|(kind, value)| volume[kind] = value.clone());
+            json!({"volumes": [volume]})
+        };
+        for (what, more) in [
+            ("a Secret", volume(json!({"secret": {"secretName": "used-there"}}))),
+            ("a ConfigMap", volume(json!({"configMap": {"name": "kube-root-ca.crt"}}))),
+            ("a claim", volume(json!({"persistentVolumeClaim": {"claimName": "c"}}))),
+            ("an account", json!({"serviceAccountName": "default"})),
+            ("another node", json!({"nodeName": "a2"})),
+        ] {
+            refused(&format!("a mirror pod that names {what}"), thief.post(pods::PODS, &mirror(more)).await, 403)?;
+        }
+        let mut orphan = mirror(json!({}));
+        orphan["metadata"]["ownerReferences"] = json!([]);
+        refused("a mirror pod without its Node as owner", thief.post(pods::PODS, &orphan).await, 403)?;
+        let mut plain = mirror(json!({}));
+        plain["metadata"]["annotations"] = json!({});
+        refused("a pod that is no mirror", thief.post(pods::PODS, &plain).await, 403)?;
         let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "mine"},
             "subjects": [{"kind": "User", "name": "system:node:a1", "apiGroup": "rbac.authorization.k8s.io"}],
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}});
@@ -118,6 +143,30 @@ pub fn session(local: &Local) -> anyhow::Result<()> {
         let channel = wire::channel(&format!("127.0.0.1:{}", cluster.host.port()), &admin.ca, Some(&own))?;
         let mut client = wire::client(channel);
         let say = |message: Up| pb::FromAgent { message: Some(message) };
+
+        // Calls that only an administrator makes, and an answer to a call that nobody made to it.
+        let denied = |what: &str, code: Option<tonic::Code>| {
+            ensure!(code == Some(tonic::Code::PermissionDenied), "{what}: {code:?}");
+            Ok(())
+        };
+        denied(
+            "put_image",
+            client.put_image(tokio_stream::iter([pb::ImageChunk::default()])).await.err().map(|s| s.code()),
+        )?;
+        let pull = pb::PullRequest { reference: "example.com/x:1".into(), ..Default::default() };
+        denied("pull_image", client.pull_image(pull).await.err().map(|s| s.code()))?;
+        let remove = pb::ImageRequest { reference: skiff::workload::image::NAME.into() };
+        denied("remove_image", client.remove_image(remove).await.err().map(|s| s.code()))?;
+        for id in ["a2/0/0", "a1/0/0", ""] {
+            let answer = client.attach(tokio_stream::iter([pb::Frame { id: id.into(), ..Default::default() }])).await;
+            let code = answer.err().map(|s| s.code());
+            ensure!(code == Some(tonic::Code::NotFound), "an answer to the call {id:?}: {code:?}");
+        }
+        // An event in another's name is a word that a node may say, as upstream: it must not become more than that.
+        let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "forged"}, "reason": "Forged",
+            "involvedObject": {"kind": "Pod", "namespace": "default", "name": "target"}, "source": {"component": "scheduler", "host": "a2"}});
+        with_node(local, "a1")?.post("/api/v1/namespaces/default/events", &event).await?;
+        admin.delete("/api/v1/namespaces/default/events/forged", &json!({})).await?;
 
         // In another's name.
         let register = |node: &str| {

@@ -31,8 +31,44 @@ pub fn huge_numbers(local: &Local) -> anyhow::Result<()> {
         })
         .await?;
         let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "late"}, "involvedObject": {"namespace": "default"},
-            "lastTimestamp": "9999-12-30T00:00:00Z", "reason": "Late"});
+            "lastTimestamp": "9999-12-31T23:59:59Z", "reason": "Late"});
         api.post("/api/v1/namespaces/default/events", &event).await?;
+        // In requests: each is refused, or taken as a number as large as there is; none ends what it is asked of.
+        let pods_of = pods::labelled(&api, "huge").await?;
+        let pod = pods_of.first().map(|p| crate::local::text_of(p, "/metadata/name").to_owned()).unwrap_or_default();
+        for number in [
+            "9223372036854775807",
+            "-9223372036854775808",
+            "99999999999999999999",
+            "9223372036854775808",
+            "1e300",
+            "-1",
+        ] {
+            for query in [
+                format!("{}/{pod}/log?sinceSeconds={number}", pods::PODS),
+                format!("{}/{pod}/log?tailLines={number}", pods::PODS),
+                format!("{}/{pod}/log?limitBytes={number}", pods::PODS),
+                format!("{}?limit={number}", pods::PODS),
+                format!("{}?resourceVersion={number}", pods::PODS),
+                format!("{}?timeoutSeconds={number}", pods::PODS),
+            ] {
+                if let Err(error) = api.get(&query).await {
+                    let code = error.downcast_ref::<skiff::client::ApiError>().map_or(0, |said| said.code);
+                    ensure!((400..500).contains(&code) || code == 504, "{query}: {error:#}");
+                }
+            }
+            let watch = format!("{}?watch=1&timeoutSeconds={number}", pods::PODS);
+            // It may go on; it must begin, or be refused.
+            let begun =
+                tokio::time::timeout(std::time::Duration::from_secs(5), api.stream(&watch, "application/json")).await;
+            ensure!(begun.is_ok(), "{watch}: no answer");
+            let options = format!("{}/no-such-pod?gracePeriodSeconds={number}", pods::PODS);
+            ensure!(api.delete(&options, &json!({})).await.is_err(), "{options}");
+        }
+        for grace in [json!(i64::MAX), json!(i64::MIN)] {
+            let dry = format!("{}/{pod}?dryRun=All", pods::PODS);
+            let _ = api.delete(&dry, &json!({"gracePeriodSeconds": grace})).await;
+        }
         api.post(DEPLOYMENTS, &pods::deployment("after", 2)).await?;
         until("an ordinary Deployment is Ready", || async {
             let pods = pods::labelled(&api, "after").await?;

@@ -378,6 +378,13 @@ async fn udp_follows_its_endpoints_and_dns_stays_here() {
     let dns = Ipv4Addr::new(10, 43, 0, 10);
     echo(&one.namespace, (dns, 53), "dns");
     assert_eq!(say((dns, 53)), "dns");
+    // Also as a Service (kube-dns) that has no endpoints, for which others are refused.
+    let mut named = service(&[c.ip], Protocol::Udp, None, false);
+    let key =
+        PortKey { namespace: "kube-system".into(), service: "kube-dns".into(), protocol: Protocol::Udp, port: 53 };
+    named.ports.insert(key, ServicePort { cluster_ips: vec![dns], ..Default::default() });
+    one.network.set_services(named).await.unwrap();
+    assert_eq!((say((dns, 53)), say((SERVICE, 80))), ("dns".to_owned(), "c".to_owned()));
     for node in [&one, &two] {
         node.network.teardown().await.unwrap();
     }

@@ -1,8 +1,8 @@
 //! What a strict reading of a document finds: fields nobody knows, values of the wrong type.
 
 use super::{Shape, TypeDef};
+use crate::meta;
 use crate::quantity::Quantity;
-use base64::Engine;
 use serde_json::Value;
 use std::fmt;
 
@@ -238,13 +238,7 @@ fn shape_error<'a>(shape: &'a Shape, value: &Value, at: &mut Place<'a>) -> Optio
             _ if value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => None,
             _ => Some(format!("json: cannot unmarshal {} into Go value of type int32", described(value))),
         },
-        Shape::Quantity => {
-            let text = match value {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            Quantity::parse(&text).err().map(|e| e.to_string())
-        }
+        Shape::Quantity => Quantity::read(value).err().map(|e| e.to_string()),
     }
 }
 
@@ -297,14 +291,16 @@ fn type_text(shape: &Shape, object: Option<&TypeDef>) -> String {
 
 fn base64_error(text: &str) -> Option<String> {
     let clean: String = text.chars().filter(|c| *c != '\n' && *c != '\r').collect();
-    base64::engine::general_purpose::STANDARD.decode(&clean).err()?;
+    if crate::base64::decode(text).is_some() {
+        return None;
+    }
     let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
     let at = clean.find(|c| !ok(c)).unwrap_or(clean.trim_end_matches('=').len().max(clean.len() / 4 * 4));
     Some(format!("illegal base64 data at input byte {at}"))
 }
 
 fn time_error(text: &str, micro: bool) -> Option<String> {
-    if text.parse::<jiff::Timestamp>().is_ok() {
+    if meta::parse_time(text).is_some() {
         return None;
     }
     let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };

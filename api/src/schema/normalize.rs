@@ -109,21 +109,17 @@ fn normalize_value(shape: &Shape, value: &mut Value) {
             text.retain(|c| !matches!(c, '\r' | '\n'))
         }
         (Shape::Quantity, _) => {
-            let text = match &*value {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            if let Ok(quantity) = Quantity::parse(&text) {
+            if let Some(quantity) = Quantity::from_value(value) {
                 *value = quantity.to_string().into();
             }
         }
         (Shape::Time, Value::String(text)) => {
-            if let Ok(at) = text.parse() {
+            if let Some(at) = meta::parse_time(text) {
                 *value = meta::format_time(at).into();
             }
         }
         (Shape::MicroTime, Value::String(text)) => {
-            if let Ok(at) = text.parse() {
+            if let Some(at) = meta::parse_time(text) {
                 *value = meta::format_micro_time(at).into();
             }
         }

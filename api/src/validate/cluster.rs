@@ -6,7 +6,6 @@ use super::check::{
 use super::error::FieldError;
 use crate::meta::{self, names};
 use crate::quantity::Quantity;
-use base64::Engine;
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
 
@@ -120,7 +119,7 @@ fn data_keys(errs: &mut Errors, obj: &Value, field: &str) -> usize {
 }
 
 fn decoded_len(text: &str) -> usize {
-    base64::engine::general_purpose::STANDARD.decode(text).map_or(text.len(), |bytes| bytes.len())
+    crate::base64::decode(text).map_or(text.len(), |bytes| bytes.len())
 }
 
 pub(super) fn config_map(errs: &mut Errors, obj: &Value) {
@@ -170,7 +169,7 @@ pub(super) fn secret(errs: &mut Errors, obj: &Value) {
     }
     let at = |key: &str| Path::new("data").key(key);
     let held = |key: &str| meta::at(obj, &["data", key]).and_then(Value::as_str);
-    let decoded = |key: &str| held(key).and_then(|t| base64::engine::general_purpose::STANDARD.decode(t).ok());
+    let decoded = |key: &str| held(key).and_then(crate::base64::decode);
     match text(obj, "type") {
         "kubernetes.io/service-account-token"
             if meta::annotation(obj, "kubernetes.io/service-account.name").unwrap_or("").is_empty() =>
@@ -358,8 +357,7 @@ pub(super) fn signing_request(errs: &mut Errors, obj: &Value) {
     let spec = obj.get("spec").unwrap_or(&Value::Null);
     let path = Path::new("spec");
     let request = text(spec, "request");
-    let request: String = request.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-    let pem = base64::engine::general_purpose::STANDARD.decode(request).unwrap_or_default();
+    let pem = crate::base64::decode(request).unwrap_or_default();
     if !String::from_utf8_lossy(&pem).trim_start().starts_with("-----BEGIN CERTIFICATE REQUEST-----") {
         let detail = "PEM block type must be CERTIFICATE REQUEST";
         errs.push(FieldError::invalid(path.child("request"), shown(spec, "request"), detail));

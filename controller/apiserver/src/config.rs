@@ -29,6 +29,8 @@ pub struct Config {
     pub advertise: String,
     /// Where this server's API is: what the `kubernetes` Service leads to while the store's members tell no address of theirs.
     pub endpoints: Vec<std::net::SocketAddr>,
+    /// Where each node answers DNS: an address of the Services' range, shown as the Service `kube-system/kube-dns`. None: nobody does.
+    pub cluster_dns: Option<Ipv4Addr>,
     /// Whether controllers run elsewhere in this process: without them, nothing makes the default accounts.
     pub controllers: bool,
     /// Whether a certificate of the cluster's authority is still good: asked for every request that comes with one.
@@ -93,6 +95,7 @@ impl Config {
             ca_pem: String::new(),
             advertise: String::new(),
             endpoints: Vec::new(),
+            cluster_dns: None,
             controllers: true,
             certificates: None,
             further_metrics: None,

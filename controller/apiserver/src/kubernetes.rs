@@ -1,4 +1,5 @@
-//! The Service by which pods find the API: `default/kubernetes`, at the first address of the range, with the servers behind it.
+//! The Services that every cluster has: `default/kubernetes`, by which pods find the API, at the first address of the range with the servers behind it; and
+//! `kube-system/kube-dns`, which charts name as their resolver. That one has no endpoints: each node answers its address itself, before any rule for Services.
 //!
 //! Whichever server leads keeps the endpoints: they are the members of the store with the API addresses that these told. A server that
 //! joins or leaves is seen within [`PERIOD`].
@@ -12,7 +13,7 @@ use skiff_api::kinds;
 use skiff_api::meta;
 use skiff_api::status::Status;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// How often the members are looked at, where no change of leadership wakes us earlier.
@@ -21,8 +22,40 @@ const PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIODS: u32 = 30;
 const SLICES: &str = "kubernetes.io/service-name=kubernetes";
 
-/// Makes the Service where it is missing.
-pub async fn ensure_service(state: &State, client: &Client) -> Result<(), Status> {
+/// Makes the Services where they are missing.
+pub async fn ensure_services(state: &State, client: &Client) -> Result<(), Status> {
+    ensure_api(state, client).await?;
+    match state.config.cluster_dns {
+        Some(address) => ensure_dns(client, address).await,
+        None => Ok(()),
+    }
+}
+
+async fn ensure_dns(client: &Client, address: Ipv4Addr) -> Result<(), Status> {
+    let Some(services) = kinds::by_resource("", "v1", "services") else { return Ok(()) };
+    if client.find(&services, "kube-system", "kube-dns").await?.is_some() {
+        return Ok(());
+    }
+    let service = json!({
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true"}},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address.to_string(),
+            "ports": [{"name": "dns", "protocol": "UDP", "port": 53}, {"name": "dns-tcp", "protocol": "TCP", "port": 53}],
+        },
+    });
+    match client.create(&services, "kube-system", service).await {
+        Err(status) if status.reason == "AlreadyExists" => Ok(()),
+        // A cluster from before there was this Service may have given its address to another one. DNS works all the same.
+        Err(status) if status.reason == "Invalid" => {
+            tracing::warn!(%address, "the Service kube-system/kube-dns is not made, delete the one that has its address and start a server again: {}", status.message);
+            Ok(())
+        }
+        other => other.map(|_| ()),
+    }
+}
+
+async fn ensure_api(state: &State, client: &Client) -> Result<(), Status> {
     let Some(services) = kinds::by_resource("", "v1", "services") else { return Ok(()) };
     if client.find(&services, "default", "kubernetes").await?.is_some() {
         return Ok(());

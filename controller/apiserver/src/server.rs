@@ -465,7 +465,7 @@ async fn prepare(server: ApiServer) {
     loop {
         let made = async {
             bootstrap::run(&client).await?;
-            kubernetes::ensure_service(&server.state, &client).await
+            kubernetes::ensure_services(&server.state, &client).await
         };
         match made.await {
             Ok(()) => break,

@@ -106,3 +106,25 @@ impl Calls {
         Some((outgoing, incoming))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call is answered by the node that it was made to, once.
+    #[tokio::test]
+    async fn only_who_was_asked_answers() {
+        let calls = std::sync::Arc::new(Calls::default());
+        let mut asked = calls.listen("a2");
+        let _other = calls.listen("a1");
+        let caller = calls.clone();
+        let opening =
+            tokio::spawn(async move { caller.open("a2", pb::call::Kind::Logs(Default::default())).await.is_ok() });
+        let call = asked.recv().await.unwrap().unwrap();
+        assert!(calls.opened("a1", &call.id).is_none(), "another node's call");
+        assert!(calls.opened("a2", "a2/0/0").is_none(), "a call that nobody made");
+        assert!(calls.opened("a2", &call.id).is_some());
+        assert!(opening.await.unwrap());
+        assert!(calls.opened("a2", &call.id).is_none(), "a second answer");
+    }
+}

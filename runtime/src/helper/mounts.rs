@@ -135,7 +135,14 @@ fn cgroups(root: &Root, cgroup: &Cgroup, writable: bool) -> Result<(), String> {
     }
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     root.filesystem("tmpfs", "/sys/fs/cgroup", quiet, "mode=755")?;
-    cgroup.dirs.iter().try_for_each(|(controller, dir)| bind(dir, &format!("/sys/fs/cgroup/{controller}")))
+    cgroup.dirs.iter().try_for_each(|(controller, dir)| bind(dir, &format!("/sys/fs/cgroup/{controller}")))?;
+    if writable {
+        return Ok(());
+    }
+    // What holds the groups' places is no place for files: it has no limit, and would be one also where the root file system is read-only.
+    let Some((places, _)) = root.find("/sys/fs/cgroup") else { return Ok(()) };
+    sys::mount_setattr(&places, libc::MOUNT_ATTR_RDONLY, 0, false)
+        .map_err(|error| format!("make /sys/fs/cgroup read-only: {error}"))
 }
 
 fn protect(root: &Root) -> Result<(), String> {

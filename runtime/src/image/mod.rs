@@ -6,6 +6,7 @@
 mod archive;
 mod build;
 mod digest;
+mod distribution;
 mod elf;
 mod guard;
 mod name;

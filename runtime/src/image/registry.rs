@@ -4,19 +4,14 @@ use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
 use serde::Deserialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::digest::Digest;
+use super::distribution::{Fault, Repository};
 use super::name::ImageName;
 use super::store::{Access, DOCUMENT_BYTES_MAX, ImageRecord, ImageStore};
 use super::{Manifest, architecture, choose};
@@ -122,30 +117,17 @@ impl ImageStore {
         let _writing = self.writing();
         // Another provider may be installed already; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let auth = match credentials {
-            Some(credentials) => RegistryAuth::Basic(credentials.username.clone(), credentials.password.clone()),
-            None => RegistryAuth::Anonymous,
-        };
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(self.plain(&name)),
-            connect_timeout: Some(Duration::from_secs(10)),
-            read_timeout: Some(Duration::from_secs(60)),
-            extra_root_certificates: self.authorities(&name)?,
-            ..ClientConfig::default()
-        };
-        let client = Client::try_from(config).map_err(|error| failed(&name, &error))?;
+        let plain = self.plain(&name).contains(&name.registry);
+        let authorities = self.authorities(&name)?;
+        let repository = Repository::new(&name.registry, &name.repository, plain, &authorities, credentials.cloned())
+            .map_err(|error| failed(&name, &error))?;
+        repository.sign_in().await.map_err(|error| failed(&name, &error))?;
         let reference = match (&name.digest, &name.tag) {
-            (Some(digest), _) => {
-                Reference::with_digest(name.registry.clone(), name.repository.clone(), digest.to_string())
-            }
-            (None, tag) => Reference::with_tag(
-                name.registry.clone(),
-                name.repository.clone(),
-                tag.clone().unwrap_or_else(|| "latest".into()),
-            ),
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.clone().unwrap_or_else(|| "latest".into()),
         };
         let (mut digest, mut manifest) =
-            self.fetch_manifest(&client, &reference, &auth, &name, name.digest.as_ref()).await?;
+            self.fetch_manifest(&repository, &reference, &name, name.digest.as_ref()).await?;
         if !manifest.manifests.is_empty() {
             let chosen = choose(&manifest.manifests).ok_or_else(|| Error::Pull {
                 image: name.to_string(),
@@ -153,10 +135,10 @@ impl ImageStore {
                 not_found: true,
             })?;
             let expected = Digest::parse(&chosen.digest)?;
-            let reference = reference.clone_with_digest(chosen.digest.clone());
-            (digest, manifest) = self.fetch_manifest(&client, &reference, &auth, &name, Some(&expected)).await?;
+            let reference = expected.to_string();
+            (digest, manifest) = self.fetch_manifest(&repository, &reference, &name, Some(&expected)).await?;
         }
-        let client = Arc::new(client);
+        let repository = Arc::new(repository);
         let slots = Arc::new(tokio::sync::Semaphore::new(FETCHES_MAX));
         let mut tasks = tokio::task::JoinSet::new();
         for descriptor in manifest.config.iter().chain(&manifest.layers) {
@@ -174,11 +156,10 @@ impl ImageStore {
                 let why = format!("its manifest names a blob of {size} bytes, more than the {most} that are taken");
                 return Err(Error::Pull { image: name.to_string(), why, not_found: false });
             }
-            let (store, client, reference, name, slots) =
-                (self.clone(), client.clone(), reference.clone(), name.clone(), slots.clone());
+            let (store, repository, name, slots) = (self.clone(), repository.clone(), name.clone(), slots.clone());
             tasks.spawn(async move {
                 let _slot = slots.acquire().await;
-                store.fetch_blob(&client, &reference, &name, &blob, size).await
+                store.fetch_blob(&repository, &name, &blob, size).await
             });
         }
         while let Some(done) = tasks.join_next().await {
@@ -198,7 +179,7 @@ impl ImageStore {
     }
 
     /// Authorities that sign for this registry, beside those that everybody trusts.
-    fn authorities(&self, name: &ImageName) -> Result<Vec<Certificate>> {
+    fn authorities(&self, name: &ImageName) -> Result<Vec<String>> {
         const MARK: &str = "-----BEGIN CERTIFICATE-----";
         let Some(dir) = self.registries_dir().filter(|_| !name.registry.starts_with('.')) else {
             return Ok(Vec::new());
@@ -211,11 +192,7 @@ impl ImageStore {
             Err(error) => return Err(error).context(on("read", &path)),
         };
         file.take(AUTHORITIES_BYTES_MAX).read_to_string(&mut text).context(on("read", &path))?;
-        let each = text
-            .split(MARK)
-            .skip(1)
-            .map(|rest| Certificate { encoding: CertificateEncoding::Pem, data: format!("{MARK}{rest}").into_bytes() });
-        let found: Vec<Certificate> = each.collect();
+        let found: Vec<String> = text.split(MARK).skip(1).map(|rest| format!("{MARK}{rest}")).collect();
         if found.is_empty() {
             let why = "it has no certificate in PEM form".into();
             return Err(Error::Format { what: path.display().to_string(), why });
@@ -235,33 +212,23 @@ impl ImageStore {
 
     async fn fetch_manifest(
         &self,
-        client: &Client,
-        reference: &Reference,
-        auth: &RegistryAuth,
+        repository: &Repository,
+        reference: &str,
         name: &ImageName,
         expected: Option<&Digest>,
     ) -> Result<(Digest, Manifest)> {
-        let (bytes, _) =
-            client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(|error| failed(name, &error))?;
+        let most = usize::try_from(DOCUMENT_BYTES_MAX).unwrap_or(usize::MAX);
+        let bytes = repository.manifest(reference, &ACCEPTED, most).await.map_err(|error| failed(name, &error))?;
         let (digest, _) = self.put_blob(&bytes[..], expected)?;
         let manifest = self.document(&digest)?;
         Ok((digest, manifest))
     }
 
-    async fn fetch_blob(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        name: &ImageName,
-        blob: &Digest,
-        size: u64,
-    ) -> Result<()> {
+    async fn fetch_blob(&self, repository: &Repository, name: &ImageName, blob: &Digest, size: u64) -> Result<()> {
         let path = self.temporary();
         let file = tokio::fs::File::create(&path).await.context(on("write", &path))?;
-        let signed = i64::try_from(size).unwrap_or(i64::MAX);
-        let descriptor = OciDescriptor { digest: blob.to_string(), size: signed, ..OciDescriptor::default() };
         let mut file = AtMost { inner: file, left: size };
-        let pulled = client.pull_blob(reference, &descriptor, &mut file).await;
+        let pulled = repository.blob(&blob.to_string(), &mut file).await;
         let flushed = file.flush().await;
         if let Err(error) = pulled {
             let _ = tokio::fs::remove_file(&path).await;
@@ -301,16 +268,8 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for AtMost<W> {
 }
 
 /// A registry's answer in words, with whether it means "no such image".
-fn failed(name: &ImageName, error: &OciDistributionError) -> Error {
-    let not_found = match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code == 404,
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let text = envelope.to_string().to_ascii_lowercase();
-            ["not found", "not_found", "unknown"].iter().any(|word| text.contains(word))
-        }
-        _ => false,
-    };
+fn failed(name: &ImageName, error: &Fault) -> Error {
+    let not_found = error.is_not_found();
     let mut why = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

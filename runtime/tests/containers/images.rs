@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libtest_mimic::Failed;
 use skiff_runtime::image::{Credentials, Digest, ImageName};
@@ -15,6 +17,8 @@ pub const TESTS: &[Test] = &[
     ("images::docker_save", docker_save),
     ("images::damage_is_found", damage_is_found),
     ("images::pull_from_a_registry", pull_from_a_registry),
+    ("images::pull_with_a_token", pull_with_a_token),
+    ("images::hostile_registries_exhaust_nothing", hostile_registries_exhaust_nothing),
     ("images::credentials_count_for_who_has_them", credentials_count_for_who_has_them),
 ];
 
@@ -198,5 +202,126 @@ fn credentials_count_for_who_has_them() -> Result<(), Failed> {
         check(&third, &[], true)?;
         third.pull(&text, Some(&right)).await?;
         check(&third, &[], true)
+    })
+}
+
+/// A registry that answers each connection by `answer`, from the head of the request; what it counts is how much was taken from it.
+fn answering(
+    answer: impl Fn(&str, &mut std::net::TcpStream) -> std::io::Result<()> + Send + 'static,
+) -> Result<std::net::SocketAddr, Failed> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (mut request, mut byte) = (Vec::new(), [0u8; 1]);
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+                request.push(byte[0]);
+            }
+            let _ = answer(&String::from_utf8_lossy(&request), &mut stream);
+        }
+    });
+    Ok(address)
+}
+
+/// Sends what never ends, until nobody takes it any more.
+fn without_end(stream: &mut std::net::TcpStream, head: &str, sent: &AtomicUsize) -> std::io::Result<()> {
+    stream
+        .write_all(format!("HTTP/1.1 {head}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let piece = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
+    loop {
+        stream.write_all(&piece)?;
+        sent.fetch_add(0x10000, Ordering::Relaxed);
+    }
+}
+
+/// Manifests, errors and tokens without end: each pull fails in words, after it took little.
+fn hostile_registries_exhaust_nothing() -> Result<(), Failed> {
+    const MOST: usize = 32 << 20;
+    with(async |fixture| {
+        let store = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        let empty = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        for (what, head, words) in [
+            ("a manifest", "200 OK", "more than"),
+            ("an error", "500 Internal Server Error", "500"),
+            ("a refusal", "404 Not Found", "404"),
+        ] {
+            let sent = Arc::new(AtomicUsize::new(0));
+            let count = sent.clone();
+            let address = answering(move |request, stream| match request.starts_with("GET /v2/ ") {
+                true => stream.write_all(empty.as_bytes()),
+                false => without_end(stream, head, &count),
+            })?;
+            let error =
+                store.pull(&format!("{address}/x:1"), None).await.err().map(|e| e.to_string()).unwrap_or_default();
+            holds(&format!("{what}: {error:?} says it"), error.contains(words))?;
+            holds(&format!("{what}: little was taken"), sent.load(Ordering::Relaxed) < MOST)?;
+        }
+        // A token without end, and a manifest whose length alone says too much.
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let address = answering(move |request, stream| match request.starts_with("GET /token") {
+            true => without_end(stream, "200 OK", &count),
+            false => {
+                let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
+                let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"s\"");
+                stream.write_all(
+                    format!(
+                        "HTTP/1.1 401 Unauthorized\r\n{challenge}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
+                    .as_bytes(),
+                )
+            }
+        })?;
+        let error = store.pull(&format!("{address}/x:1"), None).await.err().map(|e| e.to_string()).unwrap_or_default();
+        holds(&format!("a token: {error:?} says it"), error.contains("more than"))?;
+        holds("a token: little was taken", sent.load(Ordering::Relaxed) < MOST)?;
+        let address = answering(move |request, stream| {
+            let length = if request.starts_with("GET /v2/ ") { 0 } else { u64::MAX / 2 };
+            stream.write_all(
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").as_bytes(),
+            )
+        })?;
+        let error = store.pull(&format!("{address}/x:1"), None).await.err().map(|e| e.to_string()).unwrap_or_default();
+        holds(&format!("a length: {error:?} says it"), error.contains("more than"))?;
+        equal(store.list().len(), 0)
+    })
+}
+
+/// A registry that wants a token, which is to be had with a password, and only for this repository.
+fn pull_with_a_token() -> Result<(), Failed> {
+    with(async |fixture| {
+        let images = fixture.runtime.images();
+        let record = images.resolve(IMAGE).ok_or("no image")?;
+        let (blobs, manifest) = (fixture.dir.join("images/blobs/sha256"), record.manifest.hex().to_owned());
+        let address = answering(move |request, stream| {
+            let line = request.lines().next().unwrap_or_default();
+            let path = line.split(' ').nth(1).unwrap_or_default();
+            let has = |text: &str| request.lines().any(|l| l.eq_ignore_ascii_case(text));
+            let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
+            let (status, body) = if path.starts_with("/token?scope=repository%3Ashell%3Apull&service=s") {
+                match has("authorization: Basic dXNlcjpyaWdodA==") {
+                    true => ("200 OK".to_owned(), br#"{"access_token":"good"}"#.to_vec()),
+                    false => ("403 Forbidden".to_owned(), br#"{"errors":[{"code":"DENIED","message":"no"}]}"#.to_vec()),
+                }
+            } else if !has("authorization: Bearer good") {
+                let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"s\"");
+                (format!("401 Unauthorized\r\n{challenge}"), Vec::new())
+            } else {
+                let name = path.rsplit('/').next().unwrap_or_default();
+                let hex = if name == "v1" { manifest.as_str() } else { name.trim_start_matches("sha256:") };
+                let blob = if path == "/v2/" { Ok(Vec::new()) } else { std::fs::read(blobs.join(hex)) };
+                ("200 OK".to_owned(), blob?)
+            };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(&body)
+        })?;
+        let other = ImageStore::open(&fixture.dir.join("other"), &[])?;
+        let user = |password: &str| Credentials { username: "user".into(), password: password.into() };
+        let text = format!("{address}/shell:v1");
+        let wrong = other.pull(&text, Some(&user("wrong"))).await.err().map(|e| e.to_string()).unwrap_or_default();
+        holds(&format!("{wrong:?} says why"), wrong.contains("DENIED"))?;
+        holds("nobody gets no token", other.pull(&text, None).await.is_err())?;
+        equal(&other.pull(&text, Some(&user("right"))).await?.id, &record.id)
     })
 }

@@ -7,7 +7,6 @@ use super::{Admission, Operation};
 use crate::auth::authorize;
 use crate::auth::rbac::{Attributes, Decision};
 use crate::auth::user::MASTERS;
-use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::meta;
@@ -85,8 +84,7 @@ async fn require(admission: &Admission<'_>, object: &Value, verb: &str, signer: 
 
 /// Whether the certificate would make its holder a master.
 fn asks_for_masters(object: &Value) -> bool {
-    let text: String = meta::str_at(object, &["spec", "request"]).split(['\r', '\n']).collect();
-    let pem = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    let pem = skiff_api::base64::decode(meta::str_at(object, &["spec", "request"])).unwrap_or_default();
     let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return false };
     let Ok((_, request)) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents) else {
         return false;

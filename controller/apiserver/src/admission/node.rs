@@ -7,7 +7,6 @@ use crate::auth::pod_graph::used_by;
 use crate::auth::user::{NODE_USER_PREFIX, NODES, UserInfo};
 use crate::state::Fresh;
 use crate::storage::keys;
-use base64::Engine as _;
 use serde_json::{Map, Value, json};
 use skiff_api::meta;
 use skiff_api::status::Status;
@@ -254,7 +253,7 @@ fn certificate(node: &str, request: &Value) -> Option<String> {
 /// Common name and organizations that a certificate is asked for.
 pub fn subject_of(request: &Value) -> Option<(String, Vec<String>)> {
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
-    let pem = base64::engine::general_purpose::STANDARD.decode(meta::str_at(request, &["spec", "request"])).ok()?;
+    let pem = skiff_api::base64::decode(meta::str_at(request, &["spec", "request"]))?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).ok()?;
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
     let subject = &request.certification_request_info.subject;

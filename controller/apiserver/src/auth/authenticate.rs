@@ -144,7 +144,7 @@ async fn bootstrap_user(state: &State, token: &str) -> Result<Option<UserInfo>, 
     let object = found.decode();
     let data = |name: &str| {
         let encoded = meta::str_at(&object, &["data", name]);
-        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+        let bytes = skiff_api::base64::decode(encoded).unwrap_or_default();
         String::from_utf8(bytes).unwrap_or_default()
     };
     let expired = is_over(&object, Timestamp::now());
@@ -168,8 +168,8 @@ async fn bootstrap_user(state: &State, token: &str) -> Result<Option<UserInfo>, 
 /// Whether a bootstrap token has ended. One that says when, in words that nobody can read, has.
 fn is_over(secret: &Value, now: Timestamp) -> bool {
     let Some(said) = meta::at(secret, &["data", "expiration"]).filter(|said| !said.is_null()) else { return false };
-    let bytes = base64::engine::general_purpose::STANDARD.decode(said.as_str().unwrap_or("?"));
-    let text = bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let bytes = skiff_api::base64::decode(said.as_str().unwrap_or("?"));
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     match text.as_deref() {
         Some("") => false,
         Some(text) => text.parse::<Timestamp>().map_or(true, |until| until <= now),
