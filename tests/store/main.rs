@@ -4,6 +4,7 @@
 //! `CI=true` it fails.
 
 mod certificates;
+mod keys;
 mod lost_quorum;
 mod members;
 mod probes;
@@ -25,12 +26,13 @@ fn main() {
         None => eprintln!("ignored: there is no etcdctl here (Debian's package etcd-client has it)"),
     }
     let ignored = there.is_none() && std::env::var_os("CI").is_none();
-    let tables: [&[Test]; 7] = [
+    let tables: [&[Test]; 8] = [
         snapshots::TESTS,
         verify::TESTS,
         lost_quorum::TESTS,
         members::TESTS,
         tls::TESTS,
+        keys::TESTS,
         serving::TESTS,
         probes::TESTS,
     ];
