@@ -114,14 +114,87 @@ pub fn yaml(bytes: &[u8]) -> Result<Document, String> {
         Ok(value) => Ok(Document { value, duplicates: Vec::new() }),
         Err(serde_yaml::Error::DuplicateMappingKey { key, location }) => {
             let value = read(DuplicateKeyPolicy::LastWins).map_err(|e| format!("yaml: {e}"))?;
-            let key = key.unwrap_or_default();
-            Ok(Document {
-                value,
-                duplicates: vec![format!("line {}: key {key:?} already set in map", location.line())],
-            })
+            let first = set_already(&key.unwrap_or_default(), location.line());
+            let options = serde_yaml::options! { duplicate_keys: DuplicateKeyPolicy::PassThrough, legacy_octal_numbers: true, with_snippet: false };
+            let mut duplicates = Vec::new();
+            // What the look for all of them cannot read is told by the first.
+            let _ = serde_yaml::with_deserializer_from_str_with_options(text, options, |decoder| {
+                Walk { duplicates: &mut duplicates }.deserialize(decoder)
+            });
+            if duplicates.is_empty() {
+                duplicates.push(first);
+            }
+            Ok(Document { value, duplicates })
         }
         Err(e) => Err(format!("yaml: {e}")),
     }
+}
+
+fn set_already(key: &str, line: u64) -> String {
+    format!("line {line}: key {key:?} already set in map")
+}
+
+/// Notices each key of a YAML text that comes twice in a map, with its line, in the order in which the maps end their values.
+struct Walk<'d> {
+    duplicates: &'d mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, decoder: D) -> Result<(), D::Error> {
+        decoder.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("YAML")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::HashSet::new();
+        while let Some(key) = map.next_key::<serde_yaml::Spanned<String>>()? {
+            map.next_value_seed(Walk { duplicates: self.duplicates })?;
+            let line = key.referenced.line();
+            if let Some(key) = seen.replace(key.value)
+                && self.duplicates.len() < PROBLEMS_MAX
+            {
+                self.duplicates.push(set_already(&key, line));
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Walk { duplicates: self.duplicates })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// The duplicates of a YAML text in one, as Go's reader tells them.
+pub fn yaml_problem(duplicates: &[String]) -> String {
+    format!("yaml: unmarshal errors:\n  {}", duplicates.join("\n  "))
 }
 
 /// Builds a value and notices keys that come twice in a map.
@@ -205,10 +278,19 @@ pub fn object_of(call: &mut Call, kind: &Kind) -> Result<Value, Status> {
     let inside = matches!(call.body, Body::Value(_));
     let mut value = document.value;
     check_type(&mut value, kind, &call.body, inside)?;
+    let is_yaml = matches!(&call.body, Body::Raw { media, .. } if media == "application/yaml");
     let mut problems = document.duplicates;
+    let duplicates = if is_yaml { problems.len() } else { 0 };
     clean(&mut value, kind, &mut problems)
         .map_err(|why| Status::bad_request(format!("{} {why}", cannot_be_handled(kind))))?;
     tell(call, &problems, |all| {
+        let all = match duplicates {
+            0 => all,
+            some => {
+                let first = yaml_problem(&problems[..some]);
+                [&[first][..], &problems[some..]].concat().join(", ")
+            }
+        };
         Status::bad_request(format!("{} strict decoding error: {all}", cannot_be_handled(kind)))
     })?;
     Ok(value)
@@ -329,6 +411,13 @@ mod tests {
         let document = yaml(b"a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
         assert_eq!(document.duplicates, ["line 4: key \"c\" already set in map"]);
         assert_eq!(document.value["b"]["c"], 2);
+        let document = yaml(b"a: 1\nb:\n- {c: 1, c: 2}\n- d: x\n  d: [y]\n  e: 1\na: 3\nb: 4\n").unwrap();
+        let expect = ["line 3: key \"c\"", "line 5: key \"d\"", "line 7: key \"a\"", "line 8: key \"b\""];
+        assert_eq!(document.duplicates, expect.map(|words| format!("{words} already set in map")));
+        let all = yaml_problem(&document.duplicates[2..]);
+        let expect =
+            "yaml: unmarshal errors:\n  line 7: key \"a\" already set in map\n  line 8: key \"b\" already set in map";
+        assert_eq!(all, expect);
     }
 
     /// Texts that grow when they are read: aliases of aliases, and depth without end. Each is refused, or taken as what it is, in no time.

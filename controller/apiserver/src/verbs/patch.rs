@@ -169,7 +169,10 @@ async fn apply_configuration(state: &State, call: &mut Call, mut applied: Value)
         && let Body::Raw { bytes, .. } = &call.body
     {
         let duplicates = decode::yaml(bytes).map(|d| d.duplicates).unwrap_or_default();
-        decode::tell(call, &duplicates, |all| Status::bad_request(format!("error strict decoding YAML: {all}")))?;
+        decode::tell(call, &duplicates, |_| {
+            let all = decode::yaml_problem(&duplicates);
+            Status::bad_request(format!("error strict decoding YAML: error converting YAML to JSON: {all}"))
+        })?;
     }
     let manager = call.manager();
     let force = call.query.flag("force");
