@@ -151,13 +151,18 @@ async fn work(controller: &Controller, leading: &Leading, queue: &mut Queue, key
         queue.failures.remove(&key);
         return;
     }
-    let mut failed = None;
+    let (mut failed, mut refused) = (None, None);
     for part in actions.chunks(WRITES_AT_ONCE) {
         let writes = part
             .iter()
             .map(|action| supervise::caught_async(controller.name, &key, act(leading, action, controller.name)));
-        for result in futures_util::future::join_all(writes).await {
+        for (action, result) in part.iter().zip(futures_util::future::join_all(writes).await) {
             let result = result.unwrap_or_else(|panic| Err(Status::internal_error(panic.0)));
+            if let (Action::Create { .. }, Err(status)) = (action, &result)
+                && is_refusal(status)
+            {
+                refused.get_or_insert_with(|| status.message.clone());
+            }
             failed = result.err().or(failed);
         }
     }
@@ -173,12 +178,38 @@ async fn work(controller: &Controller, leading: &Leading, queue: &mut Queue, key
                     tracing::debug!(controller = controller.name, %key, "a write failed, planning again: {}", status.message)
                 }
             }
-            queue.failed(key);
+            queue.failed(key.clone());
         }
+    }
+    if let Some(why) = refused {
+        tell(controller, leading, &key, &why).await;
     }
     let written = leading.api.store().revision();
     let mut revision = leading.view.revision.clone();
     let _ = tokio::time::timeout(Duration::from_secs(5), revision.wait_for(|r| *r >= written)).await;
+}
+
+/// Whether the object is refused as it is: neither somebody was faster, nor is the server in trouble, nor does its namespace go away with it.
+fn is_refusal(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let ends = causes.into_iter().any(|cause| cause["reason"] == "NamespaceTerminating");
+    (400..500).contains(&status.code) && !matches!(status.code, 409 | 429) && !ends
+}
+
+/// Says at its owner why an object cannot be made. What fails of it is tried again with the next refusal.
+async fn tell(controller: &Controller, leading: &Leading, key: &Key, why: &str) {
+    let liveness = leading.liveness.borrow().clone();
+    let words = supervise::caught(controller.name, key, || {
+        let view = leading.view.read();
+        let context = Context { view: &view, now: Timestamp::now(), settings: &leading.settings, liveness: &liveness };
+        (controller.refused)(&context, key, why)
+    });
+    for action in words.unwrap_or_default() {
+        if let Err(status) = act(leading, &action, controller.name).await {
+            tracing::debug!(controller = controller.name, %key, "a refusal was not told: {}", status.message);
+            return;
+        }
+    }
 }
 
 fn kind(resource: &Resource) -> Result<Arc<kinds::Kind>, Status> {

@@ -5,7 +5,7 @@ use crate::action::{Action, Context, Plan, value};
 use serde_json::json;
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "accounts", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "accounts", keys, all, plan, refused: crate::untold };
 
 const CA_MAP: &str = "kube-root-ca.crt";
 

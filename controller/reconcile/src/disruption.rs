@@ -17,7 +17,7 @@ use skiff_api::view::{Change, Key, Resource, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "disruption", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "disruption", keys, all, plan, refused: crate::untold };
 
 /// How long a granted eviction may take to show; then it is taken to have failed.
 const GRANTED_FOR: SignedDuration = SignedDuration::from_mins(2);

@@ -18,7 +18,7 @@ use skiff_api::view::{Change, Key, Resource, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "endpoints", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "endpoints", keys, all, plan, refused: crate::untold };
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";

@@ -6,7 +6,7 @@ use crate::clock::after;
 use jiff::SignedDuration;
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "events", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "events", keys, all, plan, refused: crate::untold };
 
 fn all(view: &View) -> Vec<Key> {
     view.events.iter().map(|(k, _)| k.clone()).collect()

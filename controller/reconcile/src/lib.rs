@@ -54,6 +54,14 @@ pub struct Controller {
     /// All keys there are: planned for at the start, and every so often, in case something was missed.
     pub all: fn(&View) -> Vec<Key>,
     pub plan: fn(&Context<'_>, &Key) -> Plan,
+    /// What is written when the API refused to create an object of the key's plan, with its words: whoever looks at the owner must find why nothing comes.
+    /// It is asked at every refusal, and says nothing that is said already.
+    pub refused: fn(&Context<'_>, &Key, &str) -> Vec<Action>,
+}
+
+/// For controllers whose creations nobody forbids.
+pub(crate) fn untold(_: &Context<'_>, _: &Key, _: &str) -> Vec<Action> {
+    Vec::new()
 }
 
 /// Every controller there is.

@@ -13,7 +13,7 @@ use skiff_api::view::{Change, Identity, Key, Resource, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "namespaces", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "namespaces", keys, all, plan, refused: crate::untold };
 
 fn all(view: &View) -> Vec<Key> {
     view.namespaces.iter().map(|(k, _)| k.clone()).collect()

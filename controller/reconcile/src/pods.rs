@@ -62,7 +62,7 @@ pub fn availability(pod: &Pod, min_seconds: i32, now: Timestamp) -> Result<(), O
     if min_seconds <= 0 || at <= now { Ok(()) } else { Err(Some(at)) }
 }
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "pods", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "pods", keys, all, plan, refused: crate::untold };
 
 fn keys(view: &View, change: &Change) -> Vec<Key> {
     match change.resource.plural.as_str() {

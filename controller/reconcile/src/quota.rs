@@ -11,7 +11,7 @@ use skiff_api::kinds;
 use skiff_api::quantity::{Format, Quantity};
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "quota", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "quota", keys, all, plan, refused: crate::untold };
 
 fn resource() -> Resource {
     Resource::new("", "v1", "resourcequotas")

@@ -1,11 +1,11 @@
 //! ReplicaSets: as many active pods as the spec asks for, made and removed in bulk; and the counts in their status.
 
 use crate::Controller;
-use crate::action::{Action, Context, EventNote, Plan, value};
+use crate::action::{Action, Context, EventNote, Plan, time, value};
 use crate::owned::{self, Claim, claim, controller_of, matches, owner_reference};
 use crate::pods;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use skiff_api::view::{Change, Key, Resource, View};
@@ -13,7 +13,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "replicaset", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "replicaset", keys, all, plan, refused };
+
+/// The condition of a set whose pods are refused.
+pub const FAILURE: &str = "ReplicaFailure";
 
 /// Pods made or removed in one plan; the rest follows once these are seen.
 const BURST: usize = 500;
@@ -137,6 +140,40 @@ fn remove(view: &View, set: &ReplicaSet, active: &[Arc<Pod>], count: usize, plan
     }
 }
 
+/// Its pods are refused (by a quota, a level of Pod Security, an account that is not there): a condition says so as long as pods are missing, and an event
+/// when it begins and when the words change.
+fn refused(c: &Context<'_>, key: &Key, why: &str) -> Vec<Action> {
+    let Some(set) = c.view.replica_sets.get(key) else { return Vec::new() };
+    let mut status = set.status.clone().unwrap_or_default();
+    let conditions = status.conditions.get_or_insert_default();
+    let old = conditions.iter().find(|o| o.type_ == FAILURE);
+    if old.is_some_and(|old| same_words(old.message.as_deref().unwrap_or_default(), why)) {
+        return Vec::new();
+    }
+    let since = old.and_then(|old| old.last_transition_time.clone());
+    conditions.retain(|o| o.type_ != FAILURE);
+    conditions.push(ReplicaSetCondition {
+        type_: FAILURE.into(),
+        status: "True".into(),
+        reason: Some("FailedCreate".into()),
+        message: Some(why.to_owned()),
+        last_transition_time: since.or_else(|| Some(time(c.now))),
+    });
+    let note = EventNote { warning: true, ..note(set, "FailedCreate", format!("Error creating: {why}")) };
+    let object = ReplicaSet { status: Some(status), ..(**set).clone() };
+    let update = Action::Update { resource: resource(), object: value(&object), subresource: Some("status") };
+    vec![update, Action::Event(note)]
+}
+
+/// Whether two refusals say the same but for the first quoted word, which is the name that was made up for the pod.
+fn same_words(one: &str, other: &str) -> bool {
+    let but_name = |text: &str| {
+        let parts: Vec<_> = text.splitn(3, '"').map(str::to_owned).collect();
+        (parts.first().cloned(), parts.get(2).cloned())
+    };
+    but_name(one) == but_name(other)
+}
+
 fn event(set: &ReplicaSet, reason: &'static str, message: String) -> Action {
     Action::Event(note(set, reason, message))
 }
@@ -221,6 +258,12 @@ fn status(c: &Context<'_>, set: &ReplicaSet, active: &[Arc<Pod>], terminating: u
     }
     let count = |n: usize| Some(n as i32).filter(|n| *n != 0);
     let old = set.status.clone().unwrap_or_default();
+    let missing = (active.len() as i64) < i64::from(spec.replicas.unwrap_or(1));
+    let mut kept = old.conditions.clone();
+    if let Some(list) = &mut kept {
+        list.retain(|o| o.type_ != FAILURE || missing);
+    }
+    let kept = kept.filter(|list| !list.is_empty());
     let new = ReplicaSetStatus {
         replicas: active.len() as i32,
         fully_labeled_replicas: count(active.iter().filter(|p| labelled(p)).count()),
@@ -228,10 +271,86 @@ fn status(c: &Context<'_>, set: &ReplicaSet, active: &[Arc<Pod>], terminating: u
         available_replicas: count(available),
         terminating_replicas: Some(terminating as i32),
         observed_generation: set.metadata.generation,
-        conditions: old.conditions.clone(),
+        conditions: kept,
     };
     if new != old {
         let object = ReplicaSet { status: Some(new), ..set.clone() };
         plan.push(Action::Update { resource: resource(), object: value(&object), subresource: Some("status") });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::{Liveness, Settings};
+
+    /// A set of which two pods are wanted: how many there are, what its condition says, and what is done of it (by a plan, or when a pod is refused).
+    fn check(pods: usize, said: &str, refused_with: Option<&str>, expect: &[&str]) {
+        let mut view = View::default();
+        let mut put = |resource: Resource, name: &str, object: serde_json::Value| {
+            view.apply(&resource, &Key::new("d", name), Some(object.to_string().as_bytes())).unwrap();
+        };
+        let condition = json!({"type": FAILURE, "status": "True", "reason": "FailedCreate", "message": said});
+        let conditions = if said.is_empty() { json!([]) } else { json!([condition]) };
+        put(
+            resource(),
+            "s",
+            json!({"metadata": {"name": "s", "namespace": "d", "uid": "u"},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}}},
+            "status": {"replicas": 0, "conditions": conditions}}),
+        );
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "s", "uid": "u", "controller": true}]);
+        for n in 0..pods {
+            let name = format!("p{n}");
+            put(
+                pods::resource(),
+                &name,
+                json!({"metadata": {"name": name, "namespace": "d", "uid": name, "labels": {"a": "b"},
+                "ownerReferences": owner}, "spec": {"containers": []}}),
+            );
+        }
+        let settings = Settings {
+            ca: String::new(),
+            eviction_grace_ms: 0,
+            event_ttl_seconds: 0,
+            cluster_cidr: ([10, 42, 0, 0].into(), 16),
+        };
+        let context =
+            Context { view: &view, now: Timestamp::UNIX_EPOCH, settings: &settings, liveness: &Liveness::default() };
+        let key = Key::new("d", "s");
+        let actions = match refused_with {
+            Some(why) => refused(&context, &key, why),
+            None => plan(&context, &key).actions,
+        };
+        let done: Vec<_> = actions
+            .iter()
+            .map(|action| match action {
+                Action::Create { .. } => "a pod".to_owned(),
+                Action::Update { object, .. } => {
+                    let message = object.pointer("/status/conditions/0/message").and_then(|m| m.as_str());
+                    format!("condition: {}", message.unwrap_or("none"))
+                }
+                Action::Event(note) => format!("{} {}", note.reason, note.message),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(done, expect, "{pods} pods, {said:?}, {refused_with:?}");
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_and_as_long_as_pods_are_missing() {
+        let quota = "pods \"s-x2\" is forbidden: exceeded quota: q";
+        check(0, "", Some(quota), &[&format!("condition: {quota}"), &format!("FailedCreate Error creating: {quota}")]);
+        // The name is another one each time.
+        check(0, "pods \"s-b7\" is forbidden: exceeded quota: q", Some(quota), &[]);
+        check(
+            0,
+            "pods \"s-b7\" is forbidden: violates PodSecurity",
+            Some(quota),
+            &[&format!("condition: {quota}"), &format!("FailedCreate Error creating: {quota}")],
+        );
+        check(1, quota, None, &["a pod", &format!("condition: {quota}")]);
+        check(2, quota, None, &["condition: none"]);
     }
 }

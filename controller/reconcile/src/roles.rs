@@ -6,7 +6,7 @@ use crate::owned::{matches, selector};
 use serde_json::json;
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "roles", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "roles", keys, all, plan, refused: crate::untold };
 
 fn aggregated(view: &View) -> Vec<Key> {
     view.cluster_roles.iter().filter(|(_, r)| r.aggregation_rule.is_some()).map(|(k, _)| k.clone()).collect()

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "tokens", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "tokens", keys, all, plan, refused: crate::untold };
 
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAMESPACE: &str = "kube-system";

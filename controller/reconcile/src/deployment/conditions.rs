@@ -4,6 +4,7 @@ use super::rolling::max_unavailable;
 use super::{Family, REVISION, replicas};
 use crate::action::{Action, Context, Plan, time, value};
 use crate::clock::after;
+use crate::replicaset::FAILURE;
 use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 
@@ -28,6 +29,13 @@ fn set(conditions: &mut Vec<DeploymentCondition>, c: &Context<'_>, new: (&str, &
         last_transition_time: Some(since.unwrap_or_else(|| time(c.now))),
         last_update_time: Some(time(c.now)),
     });
+}
+
+/// Why a set of the family gets no pods: reason and message.
+fn failure(set: &ReplicaSet) -> Option<(String, String)> {
+    let conditions = set.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions.iter().find(|o| o.type_ == FAILURE && o.status == "True")?;
+    Some((found.reason.clone().unwrap_or_default(), found.message.clone().unwrap_or_default()))
 }
 
 fn sum(family: &Family<'_>, of: impl Fn(&ReplicaSet) -> Option<i32>) -> i32 {
@@ -69,6 +77,10 @@ pub fn status(c: &Context<'_>, family: &Family<'_>, plan: &mut Plan) {
     } else {
         let message = "Deployment does not have minimum availability.".into();
         set(conditions, c, ("Available", "False", "MinimumReplicasUnavailable", message));
+    }
+    match family.all().filter_map(|s| failure(s)).next() {
+        Some((reason, message)) => set(conditions, c, (FAILURE, "True", &reason, message)),
+        None => conditions.retain(|o| o.type_ != FAILURE),
     }
     // The revision is written with the status: nobody asked for it, so it is no new generation.
     let mut metadata = family.deployment.metadata.clone();

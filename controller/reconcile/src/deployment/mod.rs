@@ -15,7 +15,7 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
 use skiff_api::view::{Change, Key, Resource, View};
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "deployment", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "deployment", keys, all, plan, refused: crate::untold };
 
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
 pub const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";

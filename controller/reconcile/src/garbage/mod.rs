@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use skiff_api::view::{Change, Identity, Key, Owner, View};
 use std::collections::BTreeSet;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "garbage", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "garbage", keys, all, plan, refused: crate::untold };
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";

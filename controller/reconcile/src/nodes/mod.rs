@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint};
 use skiff_api::view::{Change, Key, Resource, View};
 use std::sync::Arc;
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "nodes", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "nodes", keys, all, plan, refused: crate::untold };
 
 /// The reason in a pod's Ready condition when only its node's silence made it unready.
 pub const NODE_LOST: &str = "NodeLost";
