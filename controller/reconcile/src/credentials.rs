@@ -9,7 +9,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use skiff_api::view::{Change, Key, Resource, View};
 
-pub(crate) const CONTROLLER: Controller = Controller { name: "credentials", keys, all, plan };
+pub(crate) const CONTROLLER: Controller = Controller { name: "credentials", keys, all, plan, refused: crate::untold };
 
 const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
