@@ -64,6 +64,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Writes the administrator's kubeconfig anew: the authority may be another one, and a certificate ends.
+    pub fn renew_kubeconfig(&self) -> anyhow::Result<()> {
+        write_kubeconfig(&self.host, &self.dir)
+    }
+
     /// A cluster that runs already.
     pub fn open(dir: &Path) -> anyhow::Result<Cluster> {
         let dir = std::path::absolute(dir)?;
@@ -79,12 +84,9 @@ impl Cluster {
             files.found()?;
         }
         let pair = files.ca()?;
-        let (bundle, ca) = (pair.certificate.clone(), Ca::load(pair)?);
+        let ca = Ca::load(pair)?;
         let (agent, server) = (Token::generate(ca.hash()?, Role::Agent), Token::generate(ca.hash()?, Role::Server));
-        let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
-        let config = kubeconfig(&format!("https://127.0.0.1:{}", host.port()), &bundle, &ca.issue(&admin)?);
-        let path = dir.join("kubeconfig");
-        write_private(&path, &config)?;
+        write_kubeconfig(host, dir)?;
         let first = format!("{}:6443", host.address("s1")?);
         for n in 1..=shape.servers {
             let name = format!("s{n}");
@@ -119,7 +121,7 @@ impl Cluster {
             ])?;
             spawn(host, dir, &name, argv, (secrets::TOKEN.1, agent.to_string()))?;
         }
-        Api::from_kubeconfig(&path)
+        Api::from_kubeconfig(&dir.join("kubeconfig"))
     }
 
     async fn wait_until_whole(&self, shape: &Shape) -> anyhow::Result<()> {
@@ -203,6 +205,15 @@ fn spawn(host: &Host, dir: &Path, name: &str, argv: Vec<String>, secret: (&str, 
     }
     host.spawn(NodeSpec { name: name.to_owned(), argv, env, log }).with_context(|| format!("starting {name}"))?;
     Ok(())
+}
+
+/// The administrator's kubeconfig, by the authority in the first server's folder.
+fn write_kubeconfig(host: &Host, dir: &Path) -> anyhow::Result<()> {
+    let pair = Files::new(dir.join("s1"))?.ca()?;
+    let (bundle, ca) = (pair.certificate.clone(), Ca::load(pair)?);
+    let admin = Subject::User { name: "kubernetes-admin".into(), group: Some("system:masters".into()) };
+    let config = kubeconfig(&format!("https://127.0.0.1:{}", host.port()), &bundle, &ca.issue(&admin)?);
+    write_private(&dir.join("kubeconfig"), &config)
 }
 
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -46,6 +46,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
                 cluster.host.restart(&node.name)?;
                 tell!("{} was not running; it is started again", node.name);
             }
+            cluster.renew_kubeconfig()?;
             cluster
         }
         Err(_) => {
