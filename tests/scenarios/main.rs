@@ -55,7 +55,8 @@ fn main() {
     let real = |name: &str, run: Scenario| {
         Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!busybox)
     };
-    let software = root && first_hour::software::layer().is_some();
+    let kubectl = root && !kubectl::all().is_empty();
+    let software = kubectl && first_hour::software::layer().is_some();
     let first = |name: &str, run: Scenario| {
         Trial::test(name, move || SMALL.with(run).map_err(failed)).with_ignored_flag(!software)
     };
@@ -87,7 +88,8 @@ fn main() {
         real("streams: two_hundred_execs_at_once", streams::two_hundred),
         Trial::test("the_python_client", || SMALL.with(python_client::every_call).map_err(failed))
             .with_ignored_flag(!(busybox && python_client::is_here())),
-        real("a_long_day_with_kubectl", long_day::day),
+        Trial::test("a_long_day_with_kubectl", || SMALL.with(long_day::day).map_err(failed))
+            .with_ignored_flag(!(busybox && kubectl)),
         first("first_hour: nginx_and_redis", first_hour::web::nginx_and_redis),
         first("first_hour: wordpress_and_mariadb", first_hour::blog::wordpress),
         first("first_hour: postgresql", first_hour::database::postgres),
