@@ -37,6 +37,11 @@ impl<'a> Known<'a> {
             Known::Nothing => None,
         }
     }
+
+    /// Whether a member's new value takes the place of the old one.
+    fn replaces(self, key: &str) -> bool {
+        matches!(self, Known::Type(def) if def.field(key).is_some_and(|f| f.replaces))
+    }
 }
 
 /// Merges `patch` into `map`.
@@ -93,7 +98,9 @@ fn merge_member(map: &mut Map<String, Value>, key: &str, value: &Value, known: K
     }
     let shape = known.member(key);
     match (map.get_mut(key), value) {
-        (Some(Value::Object(have)), Value::Object(want)) => merge_known(have, want, Known::of(shape)),
+        (Some(Value::Object(have)), Value::Object(want)) if !known.replaces(key) => {
+            merge_known(have, want, Known::of(shape))
+        }
         (Some(Value::Array(have)), Value::Array(want)) => {
             let merged = merge_list(have, want, shape)?;
             *have = merged;
@@ -317,7 +324,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn check(kind: &str, doc: Value, patch: Value, expect: Value) {
-        let def = Schema::by_gvk("", "v1", kind).expect("a type");
+        let group = if kind == "PodDisruptionBudget" { "policy" } else { "" };
+        let def = Schema::by_gvk(group, "v1", kind).expect("a type");
         assert_eq!(strategic(def, &doc, &patch), Ok(expect), "{patch}");
     }
 
@@ -387,6 +395,12 @@ mod tests {
             json!({"spec": {"tolerations": [{"key": "a"}]}}),
             json!({"spec": {"tolerations": [{"key": "b"}]}}),
             json!({"spec": {"tolerations": [{"key": "b"}]}}),
+        );
+        check(
+            "PodDisruptionBudget",
+            json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "minAvailable": 1}}),
+            json!({"spec": {"selector": {"matchLabels": {"c": "d"}}}}),
+            json!({"spec": {"selector": {"matchLabels": {"c": "d"}}, "minAvailable": 1}}),
         );
     }
 }

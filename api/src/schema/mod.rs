@@ -42,6 +42,8 @@ pub struct Field {
     pub absent: Absent,
     /// A strategic merge patch keeps only the keys it lists in `$retainKeys`.
     pub retain_keys: bool,
+    /// A strategic merge patch puts its value in the place of the old one.
+    pub replaces: bool,
 }
 
 /// What a typed round trip makes of a field that is absent, null or empty.

@@ -156,7 +156,9 @@ fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Va
         _ => None,
     };
     // Beside a $ref nothing else may stand, so what is said about the field wraps it.
-    if schema.get("$ref").is_some() && (!described.is_empty() || default.is_some() || field.retain_keys) {
+    if schema.get("$ref").is_some()
+        && (!described.is_empty() || default.is_some() || field.retain_keys || field.replaces)
+    {
         schema = json!({"allOf": [schema]});
     }
     if !described.is_empty() {
@@ -168,6 +170,9 @@ fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Va
     if field.retain_keys {
         let merges = schema.get("x-kubernetes-patch-strategy").is_some();
         schema["x-kubernetes-patch-strategy"] = if merges { "merge,retainKeys" } else { "retainKeys" }.into();
+    }
+    if field.replaces {
+        schema["x-kubernetes-patch-strategy"] = "replace".into();
     }
     schema
 }

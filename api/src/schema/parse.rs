@@ -43,6 +43,7 @@ fn field(line: &'static str, by_name: &HashMap<&'static str, u16>) -> Field {
         required: false,
         absent: Absent::Omitted,
         retain_keys: false,
+        replaces: false,
     };
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -53,6 +54,7 @@ fn field(line: &'static str, by_name: &HashMap<&'static str, u16>) -> Field {
             "null" => out.absent = Absent::Null,
             "default" => out.absent = Absent::Default(serde_json::from_str(value).expect("a default is JSON")),
             "retain" => out.retain_keys = true,
+            "replace" => out.replaces = true,
             _ => set_merge(&mut out.shape, key, value),
         }
     }

@@ -152,10 +152,16 @@ async fn the_published_schema_says_how_to_patch() -> anyhow::Result<()> {
         ("io.k8s.api.core.v1.PodSpec", "resourceClaims", "merge,retainKeys"),
         ("io.k8s.api.core.v1.PodSpec", "containers", "merge"),
     ] {
-        for (name, types) in [("v3", &apps["components"]["schemas"]), ("v2", &v2["definitions"])] {
+        let places = [("v3", &apps["components"]["schemas"]), ("v2", &v2["definitions"])];
+        for (name, types) in places {
             let found = &types[of]["properties"][field]["x-kubernetes-patch-strategy"];
             assert_eq!(found, expect, "{name} {of} {field}: {}", types[of]["properties"][field]);
         }
+    }
+    let policy = admin(&cluster, "GET", "/openapi/v3/apis/policy/v1", "", &Value::Null).await?.json();
+    for types in [&policy["components"]["schemas"], &v2["definitions"]] {
+        let selector = &types["io.k8s.api.policy.v1.PodDisruptionBudgetSpec"]["properties"]["selector"];
+        assert_eq!(selector["x-kubernetes-patch-strategy"], "replace", "{selector}");
     }
     Ok(())
 }
