@@ -142,7 +142,7 @@ pub(super) fn config_map(errs: &mut Errors, obj: &Value) {
     }
     size += data_keys(errs, &Value::Object(wrapped), "binaryData");
     if size > DATA_MAX {
-        errs.push(FieldError::too_long("", DATA_MAX));
+        errs.push(FieldError::too_long("[]", DATA_MAX));
     }
 }
 
