@@ -7,7 +7,7 @@ use super::{Absent, Field, ListMerge, ListOwnership, ListShape, Schema, Shape, T
 use crate::kinds::Kind;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// The OpenAPI v3 document of one group and version (`v1`, `apps/v1`), for the `kinds` in it, without its paths.
 pub fn openapi_v3(group_version: &str, kinds: &[Arc<Kind>]) -> Value {
@@ -146,6 +146,10 @@ fn list_shape_schema(list: &ListShape) -> Value {
 
 fn field_schema(def: &TypeDef, field: &Field, words: &HashMap<&str, &str>) -> Value {
     let mut schema = shape_schema(&field.shape);
+    if let Some(values) = ENUMS.get(format!("{}.{}", def.name, field.name).as_str()) {
+        let of = if schema.get("items").is_some() { &mut schema["items"] } else { &mut schema };
+        of["enum"] = values.split(' ').map(Value::from).collect();
+    }
     let described = words.get(format!("{}.{}", def.name, field.name).as_str()).copied().unwrap_or_default();
     let default = match (&field.absent, &field.shape) {
         (Absent::Default(value), _) => Some(value.clone()),
@@ -224,8 +228,15 @@ fn list_schema(kind: &Kind, def: &TypeDef) -> Value {
 
 /// Our own descriptions, by `TYPE` and `TYPE.FIELD`.
 fn words() -> HashMap<&'static str, &'static str> {
-    let lines = include_str!("../../schema/words.txt").lines().filter(|l| !l.starts_with('#'));
-    lines.filter_map(|l| l.split_once(": ")).collect()
+    by_name(include_str!("../../schema/words.txt")).collect()
+}
+
+/// The values of fields that take no others, by `TYPE.FIELD`.
+static ENUMS: LazyLock<HashMap<&str, &str>> =
+    LazyLock::new(|| by_name(include_str!("../../schema/enums.txt")).collect());
+
+fn by_name(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once(": "))
 }
 
 #[cfg(test)]
@@ -244,6 +255,25 @@ mod tests {
                 assert!(schemas.contains_key(name), "{name} in {version}");
             }
         }
+    }
+
+    #[test]
+    fn every_enum_is_of_a_text_and_in_order() {
+        for (key, values) in ENUMS.iter() {
+            let (def, field) = key.rsplit_once('.').expect("TYPE.FIELD");
+            let field = Schema::by_name(def).and_then(|d| d.field(field));
+            let is_text = |shape: &Shape| matches!(shape, Shape::String);
+            let fits = match field.map(|f| &f.shape) {
+                Some(Shape::List(list)) => is_text(&list.item),
+                Some(shape) => is_text(shape),
+                None => false,
+            };
+            assert!(fits, "{key}");
+            assert!(values.split(' ').is_sorted() && !values.split(' ').any(str::is_empty), "{key}: {values}");
+        }
+        let pods = openapi_v3("v1", kinds::builtin());
+        let properties = &pods["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"];
+        assert_eq!(properties["restartPolicy"]["enum"], json!(["Always", "Never", "OnFailure"]));
     }
 
     #[test]

@@ -9,6 +9,8 @@
 
 #[path = "golden/corpus.rs"]
 mod corpus;
+#[path = "golden/published.rs"]
+mod published;
 #[path = "golden/replay.rs"]
 mod replay;
 #[path = "golden/score.rs"]
@@ -39,13 +41,22 @@ fn main() {
         eprintln!("golden replay: ignored: {reason}");
     }
     let ignored = reason.is_some();
+    let documents = folder.as_ref().and_then(|f| f.parent()).map(|f| f.join("openapi-v3")).filter(|f| f.is_dir());
+    let undocumented = documents.is_none();
+    let marks = Trial::test("published fields merge and are owned as upstream's", move || {
+        published::compare(&documents.ok_or("no documents")?)
+    });
     let replay =
         Trial::test("recorded requests are answered as recorded", move || replay_all(&folder.ok_or("no corpus")?));
     let unify = Trial::test("placeholders bind once", || {
         unify::check_binding();
         Ok(())
     });
-    libtest_mimic::run(&arguments, vec![unify, replay.with_ignored_flag(ignored)]).exit();
+    libtest_mimic::run(
+        &arguments,
+        vec![unify, marks.with_ignored_flag(undocumented), replay.with_ignored_flag(ignored)],
+    )
+    .exit();
 }
 
 /// Starts a server alone: no controllers, no scheduler, an empty store.
