@@ -33,7 +33,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Bounds {
-            connections: 8192,
+            connections: 32768,
             connections_per_source: 2048,
             handshakes: 4096,
             handshakes_per_source: 1024,
@@ -74,8 +74,8 @@ mod tests {
             assert_eq!((bounds.connections, bounds.connections_per_source), expect, "{descriptors}");
         };
         check(1024, (512, 256));
-        check(65536, (8192, 2048));
-        check(u64::MAX, (8192, 2048));
+        check(65536, (32768, 2048));
+        check(u64::MAX, (32768, 2048));
         assert_eq!(Bounds::default().read_within(64 << 20), Duration::from_secs(60 + 1024));
     }
 }
