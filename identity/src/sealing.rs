@@ -175,11 +175,11 @@ impl SealingKeys {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unopened {
     #[error(
-        "it is sealed with the key {0}, which this server does not have; put that key into server/sealing.keys from another server or a backup"
+        "it is sealed with the key {0}, which this server does not have; put that key into server/sealing.keys from another server or a backup, or give it up (skiff sealing drop {0})"
     )]
     UnknownKey(KeyId),
     #[error(
-        "it is sealed with the key {0}, and does not open with it: it was changed, or moved here from another place"
+        "it is sealed with the key {0}, and does not open with it: it was changed, or moved here from another place (skiff sealing drop {0} deletes it)"
     )]
     Damaged(KeyId),
     #[error("it is sealed in a form of a newer version")]

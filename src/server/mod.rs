@@ -160,7 +160,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     .await?;
     let images = images::Images::open(&options.data_dir.join("server/images"), &options.insecure_registries)?;
     let keeper = sealing::Keeper::open(&files)?;
-    let sealing = Sealing::new(keeper.ring.clone(), &options.sealed).context("--seal")?.and(authority::STEP);
+    let sealing = Sealing::new(keeper.ring.clone(), &options.sealed)
+        .context("--seal")?
+        .and(authority::STEP)
+        .following(keeper.following());
     let shared = Arc::new(Shared {
         options: options.clone(),
         authority,
@@ -185,9 +188,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = api.client(UserInfo::apiserver());
     api.ready().await;
     for token in &options.bootstrap_tokens {
-        join::accept_token(&client, &token.parse()?, Some(BOOTSTRAP_TOKEN_LIFE))
-            .await
-            .context("accepting --bootstrap-token")?;
+        // A server that cannot write Secrets now (it lacks the key that seals them) serves what it can.
+        if let Err(e) = join::accept_token(&client, &token.parse()?, Some(BOOTSTRAP_TOKEN_LIFE)).await {
+            tracing::error!("nobody can join with the token of --bootstrap-token: {e:#}");
+        }
     }
     shared.admits.store(true, std::sync::atomic::Ordering::Release);
     tracing::info!(

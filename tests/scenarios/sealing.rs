@@ -175,6 +175,9 @@ pub fn sealed_later() -> anyhow::Result<()> {
     up(Some("secrets,configmaps"))?;
     let refused = local.refused(&["get", "secret", "before"])?;
     ensure!(refused.contains("core/secrets/default/before") && refused.contains("sealing.keys"), "{refused}");
+    let yaml = "apiVersion: v1\nkind: Secret\nmetadata: {name: keyless}\nstringData: {key: keyless-2Lw8}\n";
+    let refused = local.refused(&["apply", "-f", &local.file("keyless.yaml", yaml)?])?;
+    ensure!(refused.contains("cannot be written"), "without its key a server writes in the clear: {refused}");
     let log = std::fs::read_to_string(local.dir.join("s1.log"))?;
     ensure!(log.contains("sealing.keys from another server or a backup"), "the log does not say what to do");
     stop()?;
@@ -182,5 +185,22 @@ pub fn sealed_later() -> anyhow::Result<()> {
     up(Some("secrets,configmaps"))?;
     let read = local.run(&["get", "secret", "before", "-o", "jsonpath={.data.key}"])?;
     ensure!(read == encoded("secret-8pQ3xNz7"), "{read}");
+
+    // A key that is lost for good: what is sealed with it is given up, and everything else goes on.
+    let key = report(&local)?["key"].as_str().context("a key")?.to_owned();
+    let refused = local.refused(&["sealing", "drop", &key])?;
+    ensure!(refused.contains("nothing is sealed"), "{refused}");
+    stop()?;
+    std::fs::remove_file(&file)?;
+    up(Some("secrets,configmaps"))?;
+    local.run(&["sealing", "drop", &key])?;
+    wait_until("another key has taken its place", || {
+        let report = report(&local)?;
+        Ok(report["complete"] == true && report["key"] != key.as_str())
+    })?;
+    local.refused(&["get", "secret", "before"])?;
+    local.run(&["apply", "-f", &local.file("keyless.yaml", yaml)?])?;
+    let read = local.run(&["get", "secret", "keyless", "-o", "jsonpath={.data.key}"])?;
+    ensure!(read == encoded("keyless-2Lw8"), "{read}");
     Ok(())
 }

@@ -55,6 +55,6 @@ pub use http::yaml::write as write_yaml;
 pub use node::NodeConnector;
 pub use server::{ApiServer, GrpcService, PeerCertificate};
 pub use state::store_status;
-pub use storage::objects::{Objects, Sealing};
+pub use storage::objects::{Following, Objects, Sealing};
 pub use verbs::delete::DeleteOptions;
 pub use verbs::watch::WatchStream;

@@ -3,8 +3,8 @@
 use super::output::say;
 use super::target::Cluster;
 use crate::client::Api;
-use crate::server::sealing::orders::{FORGET, PATH, ROTATE, Report};
-use anyhow::Context as _;
+use crate::server::sealing::orders::{DROP, FORGET, PATH, ROTATE, Report};
+use anyhow::{Context as _, ensure};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -47,6 +47,13 @@ enum Verb {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Delete what is sealed with a key and does not open, because no server has the key any more or the value is damaged
+    Drop {
+        /// The key's id, as the error names it
+        key: String,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
 }
 
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
@@ -64,6 +71,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
                 report.servers.iter().all(|server| server.keys.iter().all(|id| id.to_string() != key))
             };
             wait(&api, forgotten).await?
+        }
+        Verb::Drop { key, cluster } => {
+            read(cluster.api()?.post(&format!("{DROP}{}", super::target::encode(&key)), &json!({})).await?)?
         }
     };
     say(&shown(&report))?;
@@ -86,6 +96,11 @@ async fn wait(api: &Api, done: impl Fn(&Report) -> bool) -> anyhow::Result<Repor
         if done(&report) {
             return Ok(report);
         }
+        let sealing: Vec<_> = report.servers.iter().filter(|server| server.seals_with.is_some()).collect();
+        ensure!(
+            sealing.windows(2).all(|pair| pair[0].prefixes == pair[1].prefixes),
+            "the servers are started with different --seal: what one seals another writes in the clear; give all of them the same"
+        );
         let late: Vec<_> =
             report.servers.iter().filter(|s| s.seals_with != report.key).map(|s| s.name.as_str()).collect();
         let late = late.join(", ");

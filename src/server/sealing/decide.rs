@@ -60,6 +60,15 @@ pub fn next(seen: &Seen<'_>) -> Option<Act> {
     own(seen).or_else(|| give(seen)).or_else(|| if seen.leads { lead(seen) } else { None })
 }
 
+/// Whether this server's keys are what the plan asks for: then it may seal, and not before. Once a key is in use nothing is written in the clear any more.
+pub fn follows(plan: Option<&Plan>, keys: &SealingKeys) -> bool {
+    plan.is_none_or(|plan| {
+        let current = keys.current;
+        let forgotten = current.is_some_and(|id| plan.forgotten.contains(&id));
+        !forgotten && (!plan.in_use || current == Some(plan.key))
+    })
+}
+
 /// What concerns this server's own keys.
 fn own(seen: &Seen<'_>) -> Option<Act> {
     let Seen { me, records, keys, .. } = *seen;
@@ -81,7 +90,8 @@ fn own(seen: &Seen<'_>) -> Option<Act> {
         return Some(Act::Ask);
     }
     let asks = seen.asks.filter(|_| !lacking.is_empty()).map(<[u8]>::to_vec);
-    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, asks };
+    let prefixes = seen.prefixes.to_vec();
+    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, prefixes, asks };
     if records.servers.get(&me) != Some(&held) {
         return Some(Act::Report(held));
     }
@@ -149,11 +159,12 @@ fn lead(seen: &Seen<'_>) -> Option<Act> {
         let everywhere = all(&|held| held.keys.contains(&plan.key));
         return everywhere.then(|| Act::Plan(Plan { in_use: true, ..plan.clone() }));
     }
+    // Nobody writes with another key while this plan stands. But who joined with older keys, or was away, is told of as not complete.
     if !all(&|held| held.seals_with == Some(plan.key)) {
-        // Somebody may write with another key, or in the clear: what was rewritten has to be looked at again.
-        return (!plan.rewritten.is_empty()).then(|| Act::Plan(Plan { rewritten: Vec::new(), ..plan.clone() }));
+        return None;
     }
-    let done = seen.prefixes.iter().all(|prefix| plan.rewritten.contains(prefix));
+    let named = records.servers.values().flat_map(|held| &held.prefixes);
+    let done = named.chain(seen.prefixes).all(|prefix| plan.rewritten.contains(prefix));
     (!done).then(|| Act::Rewrite(plan.clone()))
 }
 

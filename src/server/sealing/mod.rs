@@ -18,11 +18,13 @@ use super::{Files, Shared};
 use anyhow::Context as _;
 use decide::{Act, Seen};
 use records::{Held, Plan, Records};
+use skiff_apiserver::Following;
 use skiff_identity::handover::{self, Ask};
 use skiff_identity::sealing::{Keyring, SealingKey, SealingKeys};
-use skiff_store::{Compare, KeyRange, MemberId, Op, Term, Txn, WatchRequest};
+use skiff_store::{Compare, KeyRange, MemberId, Op, Revision, Term, Txn, WatchRequest};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Members that come and go are seen within this.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -31,6 +33,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub struct Keeper {
     files: Files,
     pub ring: Keyring,
+    /// The revision of the plan that the keys in use follow; None while one is lacking.
+    pub follows: watch::Sender<Option<Revision>>,
     /// One change at a time.
     changing: Mutex<()>,
 }
@@ -40,7 +44,12 @@ impl Keeper {
     /// The file cannot be read.
     pub fn open(files: &Files) -> anyhow::Result<Keeper> {
         let ring = Keyring::new(files.sealing_keys()?)?;
-        Ok(Keeper { files: files.clone(), ring, changing: Mutex::default() })
+        Ok(Keeper { files: files.clone(), ring, follows: watch::Sender::new(None), changing: Mutex::default() })
+    }
+
+    /// By which plan this server may seal.
+    pub fn following(&self) -> Following {
+        Following { plan: records::PLAN, follows: self.follows.subscribe() }
     }
 
     fn change(&self, change: impl FnOnce(&mut SealingKeys)) -> anyhow::Result<()> {
@@ -132,6 +141,8 @@ impl Task {
             asks: self.ask.as_ref().map(Ask::public),
             prefixes: shared.objects.sealing().prefixes(),
         };
+        let follows = decide::follows(records.plan.as_ref(), &keys).then_some(records.plan_revision);
+        shared.sealing.follows.send_if_modified(|now| std::mem::replace(now, follows) != follows);
         let Some(act) = decide::next(&seen) else { return Ok(false) };
         self.act(act, &records, leading.term).await?;
         Ok(true)
@@ -194,11 +205,11 @@ impl Task {
 
     async fn replace(&self, plan: Plan, records: &Records, term: Term) -> anyhow::Result<()> {
         let lost = plan.key;
-        let sealed = orders::sealed(&self.shared).await?.sealed;
-        if let Some(count) = sealed.get(&lost.to_string()) {
+        let sealed = rewrite::count(&self.shared.store, &[]).await?.sealed;
+        if let Some(count) = sealed.get(&lost) {
             anyhow::bail!(
                 "no server has the key {lost}, with which {count} objects are sealed; put it into server/sealing.keys of a server, from a backup, and \
-                 start that server again"
+                 start that server again; or give them up (skiff sealing drop {lost})"
             );
         }
         let key = SealingKey::generate()?;
@@ -214,12 +225,11 @@ impl Task {
     }
 
     async fn rewrite(&self, plan: Plan, records: &Records, term: Term) -> anyhow::Result<()> {
-        let objects = &self.shared.objects;
-        let prefixes = objects.sealing().prefixes().to_vec();
-        for prefix in &prefixes {
-            // Whatever was written between is looked at again, until nothing was to be written.
-            while rewrite::rewrite(objects, prefix, plan.key, term).await? > 0 {}
-        }
+        let named = records.servers.values().flat_map(|held| held.prefixes.clone());
+        let mut prefixes: Vec<_> = named.chain(self.shared.objects.sealing().prefixes().iter().cloned()).collect();
+        prefixes.sort();
+        prefixes.dedup();
+        rewrite::rewrite(&self.shared, records, &plan, &prefixes, term).await?;
         self.write(plan_txn(&Plan { rewritten: prefixes, ..plan }, records, Some(term))?).await
     }
 
@@ -245,6 +255,7 @@ fn plan_txn(plan: &Plan, records: &Records, fence: Option<Term>) -> anyhow::Resu
 fn held(shared: &Shared, records: &Records) -> anyhow::Result<Op> {
     let (me, keys) = (shared.store.id(), shared.sealing.ring.keys());
     let asks = records.servers.get(&me).and_then(|held| held.asks.clone());
-    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, asks };
+    let prefixes = shared.objects.sealing().prefixes().to_vec();
+    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, prefixes, asks };
     Ok(Op::put(records::server_key(me), serde_json::to_vec(&held)?))
 }

@@ -1,12 +1,13 @@
 //! What an administrator asks of the sealing keys over the API: how it stands, a new key, and that an old one be forgotten.
 
 use super::records::{self, Plan, Records};
+use super::rewrite::{self, Sealed};
 use super::{Shared, plan_txn};
 use serde::{Deserialize, Serialize};
 use skiff_api::status::Status;
 use skiff_apiserver::store_status;
-use skiff_identity::sealing::{KeyId, SealingKey, sealed_with};
-use skiff_store::{KeyRange, Op, RangeRequest};
+use skiff_identity::sealing::{KeyId, SealingKey};
+use skiff_store::Op;
 use std::collections::BTreeMap;
 
 /// The paths below which it is asked: a `GET` of [`PATH`], a `POST` to one of the others.
@@ -14,6 +15,8 @@ pub const PATH: &str = "/skiff/sealing";
 pub const ROTATE: &str = "/skiff/sealing/rotate";
 /// The key's id follows.
 pub const FORGET: &str = "/skiff/sealing/forget/";
+/// The key's id follows.
+pub const DROP: &str = "/skiff/sealing/drop/";
 
 /// How sealing stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +31,7 @@ pub struct Report {
     pub sealed: BTreeMap<String, usize>,
     /// Objects that should be sealed and lie in the clear.
     pub clear: usize,
-    /// The prefixes of the store below which this server seals.
+    /// The prefixes of the store below which a server seals.
     pub prefixes: Vec<String>,
 }
 
@@ -40,6 +43,8 @@ pub struct Server {
     pub keys: Vec<KeyId>,
     /// None: it seals nothing, or has not said.
     pub seals_with: Option<KeyId>,
+    /// The prefixes below which it seals.
+    pub prefixes: Vec<String>,
 }
 
 /// Answers a request, which was authorized.
@@ -57,6 +62,13 @@ pub async fn answer(shared: &Shared, method: &str, path: &str) -> Result<serde_j
                 .map_err(|e: skiff_identity::Error| Status::bad_request(e.to_string()))?;
             forget(shared, id).await?;
         }
+        ("post", path) if path.starts_with(DROP) => {
+            let id = path
+                .trim_start_matches(DROP)
+                .parse()
+                .map_err(|e: skiff_identity::Error| Status::bad_request(e.to_string()))?;
+            give_up(shared, id).await?;
+        }
         _ => return Err(Status::failure(404, "NotFound", "there is nothing at this path, or not by this method")),
     }
     let report = report(shared).await?;
@@ -72,51 +84,43 @@ async fn report(shared: &Shared) -> Result<Report, Status> {
     let records = read(shared).await?;
     let server = |member: skiff_store::Member| {
         let held = records.servers.get(&member.id).cloned().unwrap_or_default();
-        Server { name: member.name, keys: held.keys, seals_with: held.seals_with }
+        Server { name: member.name, keys: held.keys, seals_with: held.seals_with, prefixes: held.prefixes }
     };
     let servers: Vec<_> = shared.store.members().into_iter().map(server).collect();
-    let Sealed { sealed, clear } = sealed(shared).await.map_err(store_status)?;
-    let prefixes = shared.objects.sealing().prefixes().to_vec();
+    let prefixes = prefixes(shared, &records);
+    let Sealed { sealed, clear } = rewrite::count(&shared.store, &prefixes).await.map_err(store_status)?;
     let plan = records.plan.as_ref();
     let key = plan.map(|plan| plan.key);
-    let complete = plan.is_some_and(|plan| plan.in_use && is_rewritten(shared, plan))
-        && servers.iter().all(|server| server.seals_with == key);
+    let only = sealed.keys().all(|id| Some(*id) == key);
+    let complete = plan.is_some_and(|plan| plan.in_use && is_rewritten(plan, &prefixes))
+        && servers.iter().all(|server| server.seals_with == key)
+        && (only && clear == 0);
+    let sealed = sealed.into_iter().map(|(id, count)| (id.to_string(), count)).collect();
     Ok(Report { key, complete, servers, sealed, clear, prefixes })
 }
 
-/// What is sealed with which key below the prefixes that this server seals, and how much is not.
-#[derive(Debug, Default)]
-pub struct Sealed {
-    pub sealed: BTreeMap<String, usize>,
-    pub clear: usize,
+/// The prefixes below which any server seals.
+fn prefixes(shared: &Shared, records: &Records) -> Vec<String> {
+    let named = records.servers.values().flat_map(|held| &held.prefixes);
+    let mut all: Vec<_> = named.chain(shared.objects.sealing().prefixes()).cloned().collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
-pub async fn sealed(shared: &Shared) -> Result<Sealed, skiff_store::Error> {
-    let mut found = Sealed::default();
-    for prefix in shared.objects.sealing().prefixes() {
-        let range = KeyRange::prefix(prefix.as_bytes().to_vec());
-        for kv in shared.store.range(RangeRequest { range, ..Default::default() }).await?.kvs {
-            match sealed_with(&kv.value) {
-                Some(id) => *found.sealed.entry(id.to_string()).or_default() += 1,
-                None => found.clear += 1,
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn is_rewritten(shared: &Shared, plan: &Plan) -> bool {
-    shared.objects.sealing().prefixes().iter().all(|prefix| plan.rewritten.contains(prefix))
+fn is_rewritten(plan: &Plan, prefixes: &[String]) -> bool {
+    prefixes.iter().all(|prefix| plan.rewritten.contains(prefix))
 }
 
 /// The plan, if nothing is under way.
 fn at_rest<'r>(shared: &Shared, records: &'r Records) -> Result<&'r Plan, Status> {
     match &records.plan {
-        Some(plan) if plan.in_use && is_rewritten(shared, plan) => Ok(plan),
+        Some(plan) if plan.in_use && is_rewritten(plan, &prefixes(shared, records)) => Ok(plan),
         _ => Err(Status::failure(
             409,
             "Conflict",
-            "another exchange of keys is under way: every server must have the new key and seal with it first; see `skiff sealing status`",
+            "another exchange of keys is under way: every server must have the new key and seal with it, and everything must be sealed with it; see `skiff sealing \
+             status` and the log of the server that leads",
         )),
     }
 }
@@ -143,9 +147,33 @@ async fn forget(shared: &Shared, id: KeyId) -> Result<(), Status> {
     if !records.servers.values().any(|held| held.keys.contains(&id)) {
         return Err(Status::failure(404, "NotFound", format!("no server has a key {id}")));
     }
+    let count = rewrite::count(&shared.store, &[]).await.map_err(store_status)?.sealed.remove(&id).unwrap_or(0);
+    if count > 0 {
+        // It is looked through again, and whoever asks later finds it done.
+        let again = Plan { rewritten: Vec::new(), ..plan.clone() };
+        write(shared, &again, &records, None).await?;
+        let message =
+            format!("{count} values in the store are sealed with the key {id}; they are sealed anew now, try again");
+        return Err(Status::failure(409, "Conflict", message));
+    }
     let mut next = plan.clone();
     next.forgotten.push(id);
     write(shared, &next, &records, None).await
+}
+
+/// Deletes what does not open, where no server can open it.
+async fn give_up(shared: &Shared, id: KeyId) -> Result<(), Status> {
+    let records = read(shared).await?;
+    let holds = records.servers.values().any(|held| held.keys.contains(&id));
+    if holds && !shared.sealing.ring.keys().holds(id) {
+        let message = format!("another server has the key {id}, and this one is about to be given it; try again");
+        return Err(Status::failure(409, "Conflict", message));
+    }
+    let dropped = rewrite::drop_unopened(shared, id).await.map_err(store_status)?;
+    match dropped {
+        0 => Err(Status::failure(404, "NotFound", format!("nothing is sealed with the key {id} that does not open"))),
+        _ => Ok(()),
+    }
 }
 
 async fn write(shared: &Shared, plan: &Plan, records: &Records, also: Option<Op>) -> Result<(), Status> {

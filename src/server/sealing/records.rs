@@ -32,6 +32,9 @@ pub struct Held {
     pub keys: Vec<KeyId>,
     /// The key with which it seals; None: it seals nothing yet.
     pub seals_with: Option<KeyId>,
+    /// The prefixes below which it seals.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
     /// The public key to which it can be given a key that it lacks.
     pub asks: Option<Vec<u8>>,
 }

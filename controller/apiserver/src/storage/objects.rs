@@ -9,10 +9,15 @@ use bytes::Bytes;
 use skiff_api::kinds;
 use skiff_identity::sealing::{Keyring, Unopened};
 use skiff_store::{
-    Event, KeyValue, Op, OpResponse, RangeRequest, RangeResponse, Revision, Store, Txn, TxnResponse, WatchBatch,
-    WatchRequest,
+    Compare, Event, KeyRange, KeyValue, Op, OpResponse, RangeRequest, RangeResponse, Revision, Store, Txn, TxnResponse,
+    WatchBatch, WatchRequest,
 };
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a write waits until this server has the keys that the plan asks for.
+const READY_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Which kinds are sealed, and with what. The default: none, and no key.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +25,17 @@ pub struct Sealing {
     pub keys: Keyring,
     /// The prefixes of the kinds' keys in the store.
     prefixes: Arc<[String]>,
+    plan: Option<Following>,
+}
+
+/// A value is sealed by the plan of its moment, or it is not written: a write holds only while the plan in the store is the one that this server's keys follow. So what
+/// was sealed by an older plan, and came late, cannot land after everything was sealed anew.
+#[derive(Clone, Debug)]
+pub struct Following {
+    /// The plan's key in the store.
+    pub plan: &'static str,
+    /// The revision of the plan that the keys follow (0: there is none); None while this server lacks what it asks for.
+    pub follows: watch::Receiver<Option<Revision>>,
 }
 
 impl Sealing {
@@ -36,7 +52,13 @@ impl Sealing {
             Ok(keys::prefix(&kind))
         };
         let prefixes = resources.iter().map(prefix).collect::<anyhow::Result<_>>()?;
-        Ok(Sealing { keys, prefixes })
+        Ok(Sealing { keys, prefixes, plan: None })
+    }
+
+    /// Seals by a plan that changes.
+    #[must_use]
+    pub fn following(self, following: Following) -> Sealing {
+        Sealing { plan: Some(following), ..self }
     }
 
     /// Seals what lies below a further prefix of the store, outside of the objects.
@@ -64,6 +86,10 @@ pub enum Error {
     Sealed { key: String, why: Unopened },
     #[error("{key} cannot be written: {why}")]
     NotSealed { key: String, why: skiff_identity::Error },
+    #[error(
+        "{key} cannot be written: this server does not have the key that seals it; it is given the key by another server, or from a backup of server/sealing.keys (see `skiff sealing status`)"
+    )]
+    NotReady { key: String },
 }
 
 /// Why a watch ended.
@@ -113,11 +139,16 @@ impl Objects {
         Ok(found)
     }
 
-    pub async fn txn(&self, mut txn: Txn) -> Result<TxnResponse, Error> {
-        for op in txn.success.iter_mut().chain(&mut txn.failure) {
-            self.seal(op)?;
-        }
-        let mut done = self.store.txn(txn).await?;
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
+        let concerned = txn.success.iter().chain(&txn.failure).find_map(|op| match op {
+            Op::Put(put) if self.sealing.concerns(&put.key) => Some(shown(&put.key)),
+            _ => None,
+        });
+        let mut done = match (concerned, &self.sealing.plan) {
+            (Some(key), Some(following)) => self.txn_by_plan(txn, key, following.clone()).await?,
+            (Some(_), None) => self.store.txn(self.sealed(txn)?).await?,
+            (None, _) => self.store.txn(txn).await?,
+        };
         for response in &mut done.responses {
             if let OpResponse::Range(found) = response {
                 open_all(&self.sealing.keys, found)?;
@@ -128,6 +159,39 @@ impl Objects {
 
     pub async fn watch(&self, request: WatchRequest) -> Result<Watcher, WatchError> {
         Ok(Watcher { watcher: self.store.watch(request).await?, keys: self.sealing.keys.clone() })
+    }
+
+    /// A transaction that holds only while the plan is the one that this server's keys follow; it is sealed and tried again where the plan has moved.
+    async fn txn_by_plan(&self, txn: Txn, key: String, mut following: Following) -> Result<TxnResponse, Error> {
+        let tried = async {
+            loop {
+                let Ok(follows) = following.follows.wait_for(Option::is_some).await.map(|r| *r) else {
+                    return Err(Error::Store(skiff_store::Error::Stopped));
+                };
+                let follows = follows.unwrap_or_default();
+                let mut sealed = self.sealed(txn.clone())?;
+                sealed.compare.push(Compare::mod_revision(following.plan, follows));
+                let plan = RangeRequest { range: KeyRange::key(following.plan), ..Default::default() };
+                sealed.failure.push(Op::Range(plan));
+                let mut done = self.store.txn(sealed).await?;
+                if done.succeeded {
+                    return Ok(done);
+                }
+                let Some(OpResponse::Range(plan)) = done.responses.pop() else { return Ok(done) };
+                if plan.kvs.first().map_or(0, |kv| kv.mod_revision) == follows {
+                    return Ok(done);
+                }
+                let Ok(_) = following.follows.wait_for(|now| *now != Some(follows)).await else {
+                    return Err(Error::Store(skiff_store::Error::Stopped));
+                };
+            }
+        };
+        tokio::time::timeout(READY_MAX, tried).await.unwrap_or(Err(Error::NotReady { key }))
+    }
+
+    fn sealed(&self, mut txn: Txn) -> Result<Txn, Error> {
+        txn.success.iter_mut().chain(&mut txn.failure).try_for_each(|op| self.seal(op))?;
+        Ok(txn)
     }
 
     fn seal(&self, op: &mut Op) -> Result<(), Error> {
@@ -216,7 +280,7 @@ impl Watcher {
 mod tests {
     use super::*;
     use skiff_identity::sealing::{SealingKeys, sealed_with};
-    use skiff_store::{EventKind, KeyRange};
+    use skiff_store::EventKind;
 
     const SECRET: &str = "/registry/core/secrets/a/b";
     const OTHER: &str = "/registry/core/configmaps/a/b";
@@ -278,6 +342,44 @@ mod tests {
             }
         };
         assert!(matches!(ended, WatchError::Sealed(_)), "{ended}");
+    }
+
+    /// What is sealed by a plan that has moved is not written: it is sealed anew once the keys follow, and refused while they do not.
+    #[tokio::test]
+    async fn a_write_holds_by_the_plan_of_its_moment() {
+        const PLAN: &str = "/plan";
+        let keys = Keyring::new(SealingKeys::generate().unwrap()).unwrap();
+        let (moved, follows) = watch::channel(Some(0));
+        let sealing = Sealing::new(keys.clone(), &["secrets".into()]).unwrap();
+        let sealing = sealing.following(Following { plan: PLAN, follows });
+        let objects = Objects::new(Store::in_memory().await, sealing);
+        let with = async || sealed_with(&objects.store().range(get(SECRET)).await.unwrap().kvs[0].value);
+        objects.txn(put(SECRET, "one")).await.unwrap();
+        let old = keys.keys().current;
+        assert_eq!(with().await, old);
+        // The plan moves; this server has not heard of it.
+        let plan = objects.store().txn(put(PLAN, "another key")).await.unwrap().revision;
+        let refused = objects.txn(put(SECRET, "two")).await.unwrap_err().to_string();
+        assert!(refused.contains("core/secrets/a/b") && refused.contains("skiff sealing status"), "{refused}");
+        assert_eq!(objects.range(get(SECRET)).await.unwrap().kvs[0].value, "one");
+        // Others do not wait for it.
+        objects.txn(put(OTHER, "two")).await.unwrap();
+        let (writer, late) = (objects.clone(), put(SECRET, "three"));
+        let writing = tokio::spawn(async move { writer.txn(late).await });
+        tokio::task::yield_now().await;
+        let mut newer = keys.keys();
+        let key = skiff_identity::sealing::SealingKey::generate().unwrap();
+        newer.add(key.clone());
+        newer.current = Some(key.id);
+        keys.replace(newer).unwrap();
+        moved.send_replace(Some(plan));
+        assert!(writing.await.unwrap().unwrap().succeeded);
+        assert_eq!(with().await, Some(key.id));
+        // What fails by its own condition says so, with its own answers.
+        let mut raced = put(SECRET, "four");
+        raced.compare.push(Compare::mod_revision(SECRET, 0));
+        let raced = objects.txn(raced).await.unwrap();
+        assert!(!raced.succeeded && raced.responses.is_empty());
     }
 
     #[test]
