@@ -1,7 +1,7 @@
 //! The OpenAPI v3 documents, made from the schema.
 //!
 //! Clients read the types of fields from them (validation, `kubectl explain`). The paths are added by the server that
-//! answers them. Descriptions are our own, short, and only where they say more than the name (`schema/words.txt`).
+//! answers them. Descriptions are our own, short, and by group (`schema/words/`).
 
 use super::{Absent, Field, ListMerge, ListOwnership, ListShape, Schema, Shape, TypeDef};
 use crate::kinds::Kind;
@@ -228,8 +228,29 @@ fn list_schema(kind: &Kind, def: &TypeDef) -> Value {
 
 /// Our own descriptions, by `TYPE` and `TYPE.FIELD`.
 fn words() -> HashMap<&'static str, &'static str> {
-    by_name(include_str!("../../schema/words.txt")).collect()
+    WORDS.iter().copied().flat_map(by_name).collect()
 }
+
+const WORDS: &[&str] = &[
+    include_str!("../../schema/words/admissionregistration.txt"),
+    include_str!("../../schema/words/apiextensions.txt"),
+    include_str!("../../schema/words/apps.txt"),
+    include_str!("../../schema/words/authentication.txt"),
+    include_str!("../../schema/words/authorization.txt"),
+    include_str!("../../schema/words/autoscaling.txt"),
+    include_str!("../../schema/words/batch.txt"),
+    include_str!("../../schema/words/certificates.txt"),
+    include_str!("../../schema/words/coordination.txt"),
+    include_str!("../../schema/words/core.txt"),
+    include_str!("../../schema/words/discovery.txt"),
+    include_str!("../../schema/words/meta.txt"),
+    include_str!("../../schema/words/networking.txt"),
+    include_str!("../../schema/words/node.txt"),
+    include_str!("../../schema/words/policy.txt"),
+    include_str!("../../schema/words/rbac.txt"),
+    include_str!("../../schema/words/scheduling.txt"),
+    include_str!("../../schema/words/storage.txt"),
+];
 
 /// The values of fields that take no others, by `TYPE.FIELD`.
 static ENUMS: LazyLock<HashMap<&str, &str>> =
@@ -274,6 +295,55 @@ mod tests {
         let pods = openapi_v3("v1", kinds::builtin());
         let properties = &pods["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"];
         assert_eq!(properties["restartPolicy"]["enum"], json!(["Always", "Never", "OnFailure"]));
+    }
+
+    /// Whoever writes one of these by hand finds a text for whatever can be in it.
+    #[test]
+    fn every_field_that_people_write_is_explained() {
+        let words = words();
+        let by_hand = [
+            "core.v1.Pod",
+            "core.v1.Service",
+            "core.v1.ConfigMap",
+            "core.v1.Secret",
+            "core.v1.Namespace",
+            "core.v1.ServiceAccount",
+            "core.v1.PersistentVolume",
+            "core.v1.PersistentVolumeClaim",
+            "core.v1.ResourceQuota",
+            "core.v1.LimitRange",
+            "core.v1.Node",
+            "apps.v1.Deployment",
+            "apps.v1.StatefulSet",
+            "apps.v1.DaemonSet",
+            "apps.v1.ReplicaSet",
+            "batch.v1.Job",
+            "batch.v1.CronJob",
+            "networking.v1.Ingress",
+            "networking.v1.NetworkPolicy",
+            "autoscaling.v2.HorizontalPodAutoscaler",
+            "policy.v1.PodDisruptionBudget",
+            "rbac.v1.Role",
+            "rbac.v1.RoleBinding",
+            "rbac.v1.ClusterRole",
+            "rbac.v1.ClusterRoleBinding",
+            "storage.v1.StorageClass",
+        ];
+        let mut wanted: Vec<_> = by_hand.iter().map(|name| Schema::by_name(name).expect(name)).collect();
+        let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
+        while let Some(def) = wanted.pop() {
+            if !seen.insert(def.name.as_ref()) {
+                continue;
+            }
+            for field in &def.fields {
+                let key = format!("{}.{}", def.name, field.name);
+                if !words.contains_key(key.as_str()) {
+                    missing.push(key);
+                }
+                references(&field.shape, &mut wanted);
+            }
+        }
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]
