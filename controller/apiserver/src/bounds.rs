@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The bounds of one server's API port.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// Open connections, in whole. Descriptors are left for the store and for what runs beside.
+    /// Open connections, in whole; a quarter of them only for those who showed a certificate. Descriptors are left for the store and for what runs beside.
     pub connections: usize,
     /// Open connections from one source: a pod, a machine, a network behind one address.
     pub connections_per_source: usize,
@@ -18,6 +18,8 @@ pub struct Bounds {
     pub handshake: Duration,
     /// How long a client may take until its first request has come, and for the head of each later one.
     pub first_request: Duration,
+    /// How long a client without a certificate may keep a connection on which nothing is under way.
+    pub idle: Duration,
     /// How long a client may take over the body of a request.
     pub body: Duration,
     /// Bytes that requests' bodies and long answers may hold together.
@@ -39,6 +41,7 @@ impl Default for Bounds {
             handshakes_per_source: 1024,
             handshake: Duration::from_secs(10),
             first_request: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
             memory_bytes: 512 << 20,
             memory_wait: Duration::from_secs(10),
@@ -49,12 +52,25 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// As many connections as leave half of the descriptors that the process may have.
+    /// As many connections as leave half of the descriptors that the process may have, and no more handshakes than leave a part of those to whoever has shown a
+    /// certificate.
     #[must_use]
     pub fn with_descriptors(self, descriptors: u64) -> Self {
         let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
         let connections = self.connections.min(half);
-        Bounds { connections, connections_per_source: self.connections_per_source.min(connections / 2), ..self }
+        let handshakes = self.handshakes.min(connections / 8);
+        Bounds {
+            connections,
+            connections_per_source: self.connections_per_source.min(connections / 2),
+            handshakes,
+            handshakes_per_source: self.handshakes_per_source.min(handshakes / 2),
+            ..self
+        }
+    }
+
+    /// Open connections without a certificate, in whole.
+    pub fn strangers(&self) -> usize {
+        self.connections - self.connections / 4
     }
 
     /// How long a client may take to read an answer of this size.
@@ -69,13 +85,16 @@ mod tests {
 
     #[test]
     fn descriptors_bound_connections() {
-        let check = |descriptors: u64, expect: (usize, usize)| {
+        let check = |descriptors: u64, connections: (usize, usize, usize), handshakes: (usize, usize)| {
             let bounds = Bounds::default().with_descriptors(descriptors);
-            assert_eq!((bounds.connections, bounds.connections_per_source), expect, "{descriptors}");
+            let given = (bounds.connections, bounds.connections_per_source, bounds.strangers());
+            assert_eq!(given, connections, "{descriptors}");
+            assert_eq!((bounds.handshakes, bounds.handshakes_per_source), handshakes, "{descriptors}");
+            assert!(bounds.strangers() + bounds.handshakes < bounds.connections, "some are left to those we know");
         };
-        check(1024, (512, 256));
-        check(65536, (32768, 2048));
-        check(u64::MAX, (32768, 2048));
+        check(1024, (512, 256, 384), (64, 32));
+        check(65536, (32768, 2048, 24576), (4096, 1024));
+        check(u64::MAX, (32768, 2048, 24576), (4096, 1024));
         assert_eq!(Bounds::default().read_within(64 << 20), Duration::from_secs(60 + 1024));
     }
 }

@@ -41,6 +41,14 @@ impl Held {
             (Some(_), None) => {}
         }
     }
+
+    /// Gives back all but what `bytes` need.
+    pub fn keep(&mut self, bytes: usize) {
+        if let Some(permit) = &mut self.0 {
+            let beyond = permit.num_permits().saturating_sub(bytes.div_ceil(UNIT_BYTES));
+            drop(permit.split(beyond));
+        }
+    }
 }
 
 impl Budget {
@@ -110,6 +118,10 @@ mod tests {
         assert_eq!(budget.room.available_permits(), 1);
         let refused = budget.take(2000).await.unwrap_err();
         assert_eq!((refused.code(), refused.details.map(|d| d.retry_after_seconds)), (429, Some(1)));
+        one.keep(4096);
+        assert_eq!(budget.room.available_permits(), 1, "there is no more to it");
+        one.keep(1025);
+        assert_eq!(budget.room.available_permits(), 2);
         drop(one);
         let all = budget.take(usize::MAX).await.unwrap();
         assert_eq!(budget.room.available_permits(), 0);

@@ -1,4 +1,5 @@
-//! Who may come in at the API's port at all: so many connections and handshakes in whole, and so many from one source, so that nobody can take all of them.
+//! Who may come in at the API's port at all: so many connections and handshakes in whole, and so many from one source, so that nobody can take all of them. A part
+//! is kept for those who showed a certificate: agents, servers and administrators come in when the rest is taken.
 
 use crate::bounds::Bounds;
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ type Source = IpAddr;
 struct Count {
     open: usize,
     handshakes: usize,
+    /// Those open that showed no certificate.
+    strangers: usize,
 }
 
 impl Count {
@@ -36,6 +39,22 @@ struct Counts {
     told: Option<Instant>,
 }
 
+impl Counts {
+    /// Says in the log, now and then, that somebody was turned away.
+    fn tell(&mut self, source: Source) {
+        if self.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let (all, theirs) = (self.all, self.sources.get(&source).copied().unwrap_or_default());
+        tracing::warn!(
+            %source, open = all.open, handshakes = all.handshakes, without_certificate = all.strangers,
+            open_from_source = theirs.open, handshakes_from_source = theirs.handshakes,
+            "connections are turned away: too many are open, or begin at once"
+        );
+    }
+}
+
 /// The counts of one listener. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Gate {
@@ -50,14 +69,19 @@ pub struct Pass {
     gate: Gate,
     source: Source,
     shaking: bool,
+    stranger: bool,
 }
 
 impl Gate {
     pub fn new(bounds: &Bounds) -> Gate {
         Gate {
             counts: Arc::default(),
-            all: Count { open: bounds.connections, handshakes: bounds.handshakes },
-            each: Count { open: bounds.connections_per_source, handshakes: bounds.handshakes_per_source },
+            all: Count { open: bounds.connections, handshakes: bounds.handshakes, strangers: bounds.strangers() },
+            each: Count {
+                open: bounds.connections_per_source,
+                handshakes: bounds.handshakes_per_source,
+                strangers: bounds.connections_per_source,
+            },
         }
     }
 
@@ -68,25 +92,34 @@ impl Gate {
         let theirs = counts.sources.get(&source).copied().unwrap_or_default();
         let full = |count: Count, most: Count| count.open >= most.open || count.handshakes >= most.handshakes;
         if full(counts.all, self.all) || full(theirs, self.each) {
-            if counts.told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-                counts.told = Some(Instant::now());
-                let (open, handshakes) = (counts.all.open, counts.all.handshakes);
-                tracing::warn!(
-                    %source, open, handshakes, open_from_source = theirs.open, handshakes_from_source = theirs.handshakes,
-                    "connections are turned away: too many are open, or begin at once"
-                );
-            }
+            counts.tell(source);
             return None;
         }
         counts.all.enter();
         counts.sources.entry(source).or_default().enter();
-        Some(Pass { gate: self.clone(), source, shaking: true })
+        Some(Pass { gate: self.clone(), source, shaking: true, stranger: false })
     }
 }
 
 impl Pass {
-    /// The handshake is over.
-    pub fn shaken(&mut self) {
+    /// The handshake is over; whether there is a place for who came without a certificate, or with one.
+    pub fn shaken(&mut self, certified: bool) -> bool {
+        self.shook();
+        if certified || self.stranger {
+            return true;
+        }
+        let mut counts = self.gate.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.all.strangers >= self.gate.all.strangers {
+            counts.tell(self.source);
+            return false;
+        }
+        counts.all.strangers += 1;
+        counts.sources.entry(self.source).or_default().strangers += 1;
+        self.stranger = true;
+        true
+    }
+
+    fn shook(&mut self) {
         if std::mem::take(&mut self.shaking) {
             self.change(|count| count.handshakes = count.handshakes.saturating_sub(1));
         }
@@ -106,8 +139,12 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.shaken();
-        self.change(|count| count.open = count.open.saturating_sub(1));
+        self.shook();
+        let strangers = usize::from(self.stranger);
+        self.change(|count| {
+            count.open = count.open.saturating_sub(1);
+            count.strangers = count.strangers.saturating_sub(strangers);
+        });
     }
 }
 
@@ -185,16 +222,32 @@ mod tests {
         let mut first = from("192.0.2.1").unwrap();
         let mut second = from("::ffff:192.0.2.1").unwrap();
         assert!(from("192.0.2.1").is_none(), "two handshakes are under way");
-        first.shaken();
-        first.shaken();
-        second.shaken();
+        assert!(first.shaken(true) && first.shaken(true) && second.shaken(true));
         let mut third = from("192.0.2.1").unwrap();
-        third.shaken();
+        assert!(third.shaken(true));
         assert!(from("192.0.2.1").is_none(), "three are open");
         let other = (from("2001:db8::1").unwrap(), from("2001:db8::2").unwrap());
         assert!(from("2001:db8::3").is_none(), "a network is one source");
         assert!(from("192.0.2.2").is_none(), "five are open in whole");
         drop((first, second, third, other));
+        let counts = gate.counts.lock().unwrap();
+        assert_eq!((counts.all, counts.sources.len()), (Count::default(), 0), "all have left");
+    }
+
+    #[test]
+    fn some_places_are_for_those_who_showed_a_certificate() {
+        let gate = Gate::new(&Bounds { connections: 8, ..Bounds::default() });
+        let come = |certified: bool| {
+            let mut pass = gate.enter("192.0.2.1".parse().unwrap())?;
+            pass.shaken(certified).then_some(pass)
+        };
+        let mut strangers: Vec<Pass> = (0..6).map_while(|_| come(false)).collect();
+        assert!(strangers.len() == 6 && come(false).is_none());
+        let known = (come(true).unwrap(), come(true).unwrap());
+        assert!(come(true).is_none(), "eight are open");
+        strangers.pop();
+        strangers.push(come(false).unwrap());
+        drop((strangers, known));
         let counts = gate.counts.lock().unwrap();
         assert_eq!((counts.all, counts.sources.len()), (Count::default(), 0), "all have left");
     }

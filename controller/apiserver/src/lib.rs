@@ -26,6 +26,7 @@ mod budget;
 mod call;
 mod client;
 mod config;
+mod connection;
 mod decode;
 mod dispatch;
 mod endpoints;
@@ -42,6 +43,7 @@ mod state;
 mod storage;
 mod stream;
 mod sub;
+mod under_way;
 mod verbs;
 
 pub use admission::NODE_KEY_HASH;

@@ -1,6 +1,6 @@
 //! The API server as a whole: made from a store, served on a listener, used from inside.
 
-use crate::auth::authenticate::{authenticate, user_of_certificate};
+use crate::auth::authenticate::authenticate;
 use crate::auth::impersonate::impersonate;
 use crate::auth::pod_graph::PodGraphCache;
 use crate::auth::policy::PolicyCache;
@@ -15,7 +15,7 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::dispatch::{self, Asked};
 use crate::endpoints;
-use crate::gate::{Counted, Gate, Pass};
+use crate::gate::Gate;
 use crate::http::media::{self, Offers, Wanted};
 use crate::http::request::{Query, RequestInfo};
 use crate::http::respond;
@@ -34,12 +34,9 @@ use futures_util::future::BoxFuture;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use skiff_api::kinds;
 use skiff_api::status::Status;
 use skiff_store::Store;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,20 +47,8 @@ use tokio_util::task::TaskTracker;
 
 /// The largest body of a request, as upstream.
 const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
-/// What the head of a request may fill over HTTP/1; HTTP/2 has 16 KiB.
-const HEADERS_BYTES_MAX: usize = 64 * 1024;
 /// How long running requests may go on when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Requests at the same time on one connection: an agent's logs, execs and forwarded ports come on a few.
-const CONCURRENT_STREAMS_MAX: u32 = 4096;
-/// What may be under way on one stream, and on all of a connection: a stream that is not read must not stop the others, so
-/// the connection has room for all of them when they are full.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
-
-/// How long a connection stays open whose certificate is good no longer: whoever holds it is told why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// Answers gRPC requests that come to the same listener.
 pub type GrpcService = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response> + Send + Sync>;
 
@@ -175,99 +160,8 @@ impl ApiServer {
         Ok(())
     }
 
-    /// The handshake, then the connection, which has its place as long as `pass` lives.
-    async fn welcome(
-        &self,
-        stream: tokio::net::TcpStream,
-        mut pass: Pass,
-        acceptor: Option<TlsAcceptor>,
-        address: String,
-        shutdown: CancellationToken,
-    ) {
-        let Some(acceptor) = acceptor else {
-            pass.shaken();
-            return self.connection(Counted::new(stream, pass), None, address, shutdown).await;
-        };
-        match tokio::time::timeout(self.bounds().handshake, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                pass.shaken();
-                let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-                let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
-                self.connection(Counted::new(stream, pass), peer, address, shutdown).await;
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
-        }
-    }
-
-    fn bounds(&self) -> &Bounds {
+    pub(crate) fn bounds(&self) -> &Bounds {
         &self.state.config.bounds
-    }
-
-    async fn connection<S>(
-        &self,
-        stream: S,
-        peer: Option<PeerCertificate>,
-        address: String,
-        shutdown: CancellationToken,
-    ) where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    {
-        let user = peer.as_ref().and_then(|p| user_of_certificate(&p.der));
-        let asked = std::sync::atomic::AtomicBool::new(false);
-        let first_request = self.bounds().first_request;
-        let end = Connection::default();
-        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
-            asked.store(true, Ordering::Relaxed);
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(end.clone());
-            if let Some(peer) = &peer {
-                request.extensions_mut().insert(peer.clone());
-            }
-            let (server, user, address) = (self.clone(), user.clone(), address.clone());
-            async move { Ok::<_, Infallible>(server.handle(request, user.as_ref(), &address).await) }
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http2()
-            .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .timer(hyper_util::rt::TokioTimer::new());
-        builder
-            .http1()
-            .timer(hyper_util::rt::TokioTimer::new())
-            .header_read_timeout(Some(first_request))
-            .max_buf_size(HEADERS_BYTES_MAX);
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        // A connection over which nothing was asked yet may not wait for ever: neither version's time-outs have begun then.
-        let silent = async {
-            tokio::time::sleep(first_request).await;
-            if asked.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-        };
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = silent => {
-                tracing::debug!("a connection asked nothing in time");
-                return;
-            }
-            () = end.0.cancelled() => return,
-            () = self.revoked(peer.as_ref()) => {
-                tracing::info!("a connection was ended: its certificate is good no longer");
-                return;
-            }
-            () = shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection ended");
-        }
     }
 
     /// Answers one request. `certificate` is the user of a verified client certificate.
@@ -336,30 +230,18 @@ impl ApiServer {
         }
         // A plain list is the stored bytes beside each other; for every other form they are parsed.
         let times = if respond::is_spliced(wanted) { 1 } else { budget::PARSED };
-        let held = self.state.budget.take(stored.saturating_mul(times)).await?;
+        let mut held = self.state.budget.take(stored.saturating_mul(times)).await?;
         let (head, body) = respond::answer(answer, wanted, include)?.into_parts();
         let bytes = body.collect().await.map_err(Status::internal_error)?.to_bytes();
+        // What was parsed is gone; the client may take long to read the rest.
+        held.keep(bytes.len());
         let within = self.bounds().read_within(bytes.len());
         let connection = parts.extensions.remove::<Connection>().unwrap_or_default();
         Ok(Response::from_parts(head, budget::body(bytes, held, within, connection)))
     }
 
-    /// Returns when the certificate of an open connection is good no longer, and what is under way by it had the time to say so.
-    async fn revoked(&self, peer: Option<&PeerCertificate>) {
-        if let (Some(peer), Some(check)) = (peer, &self.state.config.certificates) {
-            let mut moments = check.moments.clone();
-            moments.mark_unchanged();
-            while moments.changed().await.is_ok() {
-                if self.is_good(Some(peer)).is_err() {
-                    return tokio::time::sleep(LAST_WORDS).await;
-                }
-            }
-        }
-        std::future::pending().await
-    }
-
     /// Refuses a certificate that was good once: of a node that was removed, say.
-    fn is_good(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
+    pub(crate) fn is_good(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
         let (Some(certificate), Some(check)) = (certificate, &self.state.config.certificates) else { return Ok(()) };
         (check.check)(&certificate.der).map_err(|why| Status { message: why, ..Status::unauthorized() })
     }

@@ -9,6 +9,8 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const ANONYMOUS: &str = "system:anonymous";
 pub const NODES: &str = "system:nodes";
+/// The group of the servers' own certificates.
+pub const SERVERS: &str = "system:skiff-servers";
 pub const NODE_USER_PREFIX: &str = "system:node:";
 pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
