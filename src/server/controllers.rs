@@ -26,7 +26,7 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The last instant that is waited for: what is further away is never.
 const FAR: Timestamp = Timestamp::MAX;
-/// Writes of one plan that run at once.
+/// Objects that one plan writes at once.
 const WRITES_AT_ONCE: usize = 64;
 
 /// What waits to be planned for.
@@ -152,18 +152,13 @@ async fn work(controller: &Controller, leading: &Leading, queue: &mut Queue, key
         return;
     }
     let (mut failed, mut refused) = (None, None);
-    for part in actions.chunks(WRITES_AT_ONCE) {
-        let writes = part
-            .iter()
-            .map(|action| supervise::caught_async(controller.name, &key, act(leading, action, controller.name)));
-        for (action, result) in part.iter().zip(futures_util::future::join_all(writes).await) {
-            let result = result.unwrap_or_else(|panic| Err(Status::internal_error(panic.0)));
-            if let (Action::Create { .. }, Err(status)) = (action, &result)
-                && is_refusal(status)
-            {
+    for part in skiff_reconcile::lines(&actions).chunks(WRITES_AT_ONCE) {
+        let writes = part.iter().map(|line| act_in_turn(leading, line, controller.name, &key));
+        for (action, status) in futures_util::future::join_all(writes).await.into_iter().filter_map(Result::err) {
+            if matches!(action, Action::Create { .. }) && is_refusal(&status) {
                 refused.get_or_insert_with(|| status.message.clone());
             }
-            failed = result.err().or(failed);
+            failed = Some(status);
         }
     }
     match failed {
@@ -187,6 +182,23 @@ async fn work(controller: &Controller, leading: &Leading, queue: &mut Queue, key
     let written = leading.api.store().revision();
     let mut revision = leading.view.revision.clone();
     let _ = tokio::time::timeout(Duration::from_secs(5), revision.wait_for(|r| *r >= written)).await;
+}
+
+/// Carries out the actions that concern one object, in their order. What comes after one that failed is left to the next plan.
+///
+/// # Errors
+/// The action that failed, and why.
+async fn act_in_turn<'a>(
+    leading: &Leading,
+    line: &[&'a Action],
+    source: &'static str,
+    key: &Key,
+) -> Result<(), (&'a Action, Status)> {
+    for &action in line {
+        let result = supervise::caught_async(source, key, act(leading, action, source)).await;
+        result.unwrap_or_else(|panic| Err(Status::internal_error(panic.0))).map_err(|status| (action, status))?;
+    }
+    Ok(())
 }
 
 /// Whether the object is refused as it is: neither somebody was faster, nor is the server in trouble, nor does its namespace go away with it.

@@ -6,6 +6,7 @@ use skiff_identity::{Ca, Pair};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The peers that a joining server was told.
 const PEERS: &str = "peers.json";
@@ -23,6 +24,8 @@ fn hashes(pem: &str) -> Result<Vec<String>, skiff_identity::Error> {
 #[derive(Clone)]
 pub struct Files {
     dir: PathBuf,
+    /// Held while a file is written: several tasks write the same ones, under the same unfinished name.
+    writing: Arc<Mutex<()>>,
 }
 
 /// As deep as a server's directory goes (images have the deepest), and more.
@@ -49,7 +52,7 @@ impl Files {
         let dir = data_dir.join("server");
         close(&dir, 0)
             .with_context(|| format!("making the data directory {}, closed to other users", dir.display()))?;
-        Ok(Files { dir })
+        Ok(Files { dir, writing: Arc::default() })
     }
 
     pub fn store(&self) -> PathBuf {
@@ -66,15 +69,18 @@ impl Files {
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// Writes a file that only root may read, whole or not at all.
+    /// Writes a file that only root may read, whole or not at all. It is on the disk under its name when this returns.
     pub fn write_secret(&self, name: &str, content: &str) -> anyhow::Result<()> {
         let (path, unfinished) = (self.dir.join(name), self.dir.join(format!(".{name}.tmp")));
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let write = || -> std::io::Result<()> {
             let mut file =
                 std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(content.as_bytes())?;
             file.sync_all()?;
-            std::fs::rename(&unfinished, &path)
+            std::fs::rename(&unfinished, &path)?;
+            // The name is the directory's: without this a crash of the machine may bring the old file back, after others have acted upon the new one.
+            std::fs::File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("writing {}", path.display()))
     }
@@ -186,6 +192,28 @@ mod tests {
         {
             assert_eq!(std::fs::metadata(base.join(path)).unwrap().mode() & 0o7777, mode, "{path}");
         }
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    /// Tasks that write the same file at once do not take each other's unfinished one away.
+    #[test]
+    fn a_file_may_be_written_by_several_at_once() {
+        let base = std::env::temp_dir().join(format!("skiff-files-at-once-{}", std::process::id()));
+        let files = Files::new(base.clone()).unwrap();
+        std::thread::scope(|scope| {
+            let writer = |content: &'static str| {
+                let files = files.clone();
+                move || (0..50).try_for_each(|_| files.write_secret("admin.kubeconfig", content))
+            };
+            let writers: Vec<_> =
+                ["one", "another", "third", "fourth"].map(|content| scope.spawn(writer(content))).into();
+            writers.into_iter().for_each(|w| w.join().unwrap().unwrap());
+        });
+        let left: Vec<_> = std::fs::read_dir(base.join("server"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(left, ["admin.kubeconfig"]);
         std::fs::remove_dir_all(base).unwrap();
     }
 }

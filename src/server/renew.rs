@@ -14,6 +14,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub async fn run(shared: Arc<Shared>, subject: Subject) {
     loop {
         tokio::time::sleep(shared.own.pair().renewal_in().clamp(LOOK_AGAIN, LOOK)).await;
+        let _turn = shared.authority.turn();
         if !shared.own.pair().renewal_due() {
             continue;
         }
@@ -27,7 +28,7 @@ pub async fn run(shared: Arc<Shared>, subject: Subject) {
     }
 }
 
-/// The store first: what is due is judged by what the API shows.
+/// For who has the [turn](super::authority::Authority::turn). The store first: what is due is judged by what the API shows.
 pub fn renew(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
     let pair = shared.authority.ca().issue_for(subject, &shared.own.pair().key)?;
     shared.peer_tls.replace(&super::peer_pem(&shared.authority.bundle(), pair.clone()))?;

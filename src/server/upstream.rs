@@ -429,7 +429,7 @@ impl Upstream for ApiUpstream {
         self.run(|u| async move { members::list(&u.shared.store).await })
     }
     fn rotate_authority(&self, step: String) -> Answer<pb::Rotation> {
-        self.run(|u| async move { u.desk.ask(&step, &u.shared.authority.bundle()).await })
+        self.run(|u| async move { u.desk.ask(&step, &u.shared.authority).await })
     }
     fn remove_member(&self, name: String) -> Answer<pb::MemberList> {
         self.run(|u| async move { members::remove(&u.shared.store, &name).await })

@@ -141,7 +141,8 @@ pub fn restore(file: &Path, options: &RestoreOptions) -> anyhow::Result<MemberId
     Ok(id)
 }
 
-/// The same keys at a later revision, nothing before it, and nobody's unanswered commands.
+/// The same keys at a later revision, nothing before it, and nobody's unanswered commands. Who was removed from the group before
+/// says nothing of the new one: its members may be machines that keep their keys.
 fn forget_past(machine: Machine, bump: u64) -> Machine {
     let header = machine.header(0);
     let revision = header.revision + bump;
@@ -150,6 +151,7 @@ fn forget_past(machine: Machine, bump: u64) -> Machine {
         compacted: if bump > 0 { revision } else { header.revision },
         sessions: Vec::new(),
         alarms: Vec::new(),
+        removed_keys: Vec::new(),
         ..header
     };
     let all = KeyRange::prefix("");
@@ -284,6 +286,8 @@ pub fn recover(dir: &Path, peer_addr: Option<&str>, carry_out: bool) -> anyhow::
     machine.conf_state = ConfState { voters: vec![id], ..Default::default() };
     machine.members = [(id, member)].into();
     machine.alarms.clear();
+    // Who joins the new group may come with the key that it had in the old one, removed there or not.
+    machine.removed_keys.clear();
     // A term that nobody has seen, so that nothing of the old group counts as newer.
     machine.term = recovery.report.term + 1;
     machine.index += 1;
@@ -306,4 +310,39 @@ fn free_name(dir: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     bail!("there are a thousand backups beside {} already", dir.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group in which somebody was removed, of the one member `1`.
+    fn with_a_removed_member() -> Machine {
+        let mut machine = Machine::new();
+        (machine.index, machine.term) = (1, 1);
+        machine.conf_state = ConfState { voters: vec![1], ..Default::default() };
+        machine.members = [(1, Member { id: 1, key_hash: "mine".into(), ..Default::default() })].into();
+        machine.removed_keys = vec!["gone".into()];
+        machine
+    }
+
+    #[test]
+    fn whoever_was_removed_may_be_a_member_of_the_restored_group() {
+        for bump in [0, 1_000_000] {
+            assert_eq!(forget_past(with_a_removed_member(), bump).removed_keys, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn whoever_was_removed_may_join_the_recovered_group() {
+        let base = std::env::temp_dir().join(format!("skiff-store-recover-{}", std::process::id()));
+        let dir = base.join("store");
+        begin(&dir, with_a_removed_member(), 7, 1).unwrap();
+        assert_eq!(read_dir(&dir).unwrap().machine.removed_keys, ["gone"]);
+        recover(&dir, None, true).unwrap();
+        let machine = read_dir(&dir).unwrap().machine;
+        assert_eq!(machine.removed_keys, Vec::<String>::new());
+        assert_eq!(machine.members[&1].key_hash, "mine", "it is the same member");
+        std::fs::remove_dir_all(base).unwrap();
+    }
 }

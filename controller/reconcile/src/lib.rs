@@ -33,6 +33,7 @@ mod events;
 mod garbage;
 mod namespaces;
 mod nodes;
+mod order;
 mod owned;
 mod pods;
 mod quota;
@@ -42,6 +43,7 @@ mod tokens;
 
 pub use account::{MANAGER, account};
 pub use action::{Action, Context, EventNote, Liveness, NodeLiveness, Plan, Settings};
+pub use order::lines;
 
 use skiff_api::view::{Change, Key, View};
 

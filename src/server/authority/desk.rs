@@ -2,7 +2,7 @@
 //! their heartbeats.
 
 use super::plan::{Rotation, Step, waiting};
-use super::{REPORTS, STEP};
+use super::{Authority, REPORTS, STEP};
 use skiff_api::view::Key;
 use skiff_apiserver::Objects;
 use skiff_fleet::{Beats, SharedView, UpstreamError};
@@ -31,14 +31,15 @@ fn failed(error: impl std::fmt::Display) -> UpstreamError {
 
 impl Desk {
     /// Takes the step that is named, or none; says where the exchange stands then. Asked again for the step that it is at, nothing happens: a command may have been cut off.
-    pub async fn ask(&self, wanted: &str, current: &str) -> Result<pb::Rotation, UpstreamError> {
+    /// `current`: the authority on this server.
+    pub async fn ask(&self, wanted: &str, current: &Authority) -> Result<pb::Rotation, UpstreamError> {
         let (there, revision) = self.step().await?;
         let now = match (Step::from_word(wanted), there) {
             (None, there) if wanted.is_empty() => there,
             (None, _) => return Err(refused(format!("{wanted:?} is no step: there are trust, issue and finish"))),
             (Some(step), Some(there)) if there.step == step && step != Step::Finish => Some(there),
             (Some(Step::Finish), Some(there)) if there.step == Step::Finish => Some(there),
-            (Some(Step::Trust), None) => Some(self.write(begin(current)?, revision).await?),
+            (Some(Step::Trust), None) => Some(self.write(begin(current.ca().certificate())?, revision).await?),
             (Some(Step::Trust), Some(there)) if there.step == Step::Finish => {
                 self.check_taken_up(&there).await?;
                 Some(self.write(begin(&there.new)?, revision).await?)
@@ -58,7 +59,7 @@ impl Desk {
                 Some(self.write(next, revision).await?)
             }
         };
-        let Some(now) = now else { return Ok(pb::Rotation { bundle: current.to_owned(), ..Default::default() }) };
+        let Some(now) = now else { return Ok(pb::Rotation { bundle: current.bundle(), ..Default::default() }) };
         let (old, new) = now.names();
         let waiting = self.waiting(&now).await?;
         Ok(pb::Rotation { step: now.step.word().into(), old, new, waiting, bundle: now.bundle() })
@@ -124,8 +125,8 @@ impl Desk {
     }
 }
 
-/// A new authority to take the place of `old`.
-fn begin(old: &str) -> Result<Rotation, UpstreamError> {
+/// A new authority to take the place of `old`: the certificate of the one that issues, and nothing beside it.
+pub(super) fn begin(old: &str) -> Result<Rotation, UpstreamError> {
     let new = Ca::generate().map_err(refused)?;
     let pair = new.pair().clone();
     Ok(Rotation { step: Step::Trust, old: old.to_owned(), new: pair.certificate, new_key: Some(pair.key) })

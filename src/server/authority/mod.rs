@@ -19,7 +19,7 @@ use plan::Rotation;
 use skiff_apiserver::Objects;
 use skiff_identity::{Ca, Pair, Subject, Trust};
 use skiff_store::{KeyRange, Op, RangeRequest, Txn};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -36,6 +36,7 @@ pub struct Authority {
     issuing: RwLock<Arc<Ca>>,
     leaf_life: jiff::SignedDuration,
     bundle: watch::Sender<String>,
+    changing: Mutex<()>,
 }
 
 impl Authority {
@@ -43,7 +44,7 @@ impl Authority {
         let pair = files.ca()?;
         let (trust, bundle) = (Trust::new(&pair.certificate)?, watch::Sender::new(pair.certificate.clone()));
         let issuing = RwLock::new(Arc::new(Ca::load(pair)?.with_leaf_life(leaf_life)));
-        Ok(Authority { trust, issuing, leaf_life, bundle })
+        Ok(Authority { trust, issuing, leaf_life, bundle, changing: Mutex::default() })
     }
 
     /// Who issues now.
@@ -66,21 +67,16 @@ impl Authority {
         self.bundle.subscribe()
     }
 
+    /// Held by whoever changes what this server trusts or shows, from the first part to the last: a renewal in the midst of a step would put back what the
+    /// step has just replaced.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes up a step: the files first, then whom this server trusts, then by which key it issues.
     fn take_up(&self, shared: &Shared, rotation: &Rotation) -> anyhow::Result<()> {
-        let bundle = rotation.bundle();
-        let key = match rotation.issuing_key() {
-            Some(key) => key.to_owned(),
-            // It is this server's already.
-            None => shared.files.ca()?.key,
-        };
-        let pair = Pair { certificate: bundle.clone(), key };
-        let ca = Ca::load(pair.clone())?.with_leaf_life(self.leaf_life);
-        anyhow::ensure!(
-            ca.certificate() == rotation.issuer(),
-            "ca.key on this server is not the key of the authority that issues at the step {:?}",
-            rotation.step.word()
-        );
+        let (pair, ca) = held(rotation, shared.files.ca()?.key)?;
+        let (bundle, ca) = (pair.certificate.clone(), ca.with_leaf_life(self.leaf_life));
         shared.files.replace_ca(&pair)?;
         self.trust.replace(&bundle)?;
         shared.peer_tls.replace(&super::peer_pem(&bundle, shared.own.pair()))?;
@@ -92,6 +88,23 @@ impl Authority {
         );
         Ok(())
     }
+}
+
+/// What a server holds that has taken up a step, and by what it issues then. `kept`: the key that it has.
+fn held(rotation: &Rotation, kept: String) -> anyhow::Result<(Pair, Ca)> {
+    let pair = Pair { certificate: rotation.bundle(), key: rotation.issuing_key().map_or(kept, str::to_owned) };
+    let ca = Ca::load(pair.clone())?;
+    anyhow::ensure!(
+        is_issuer(&ca, rotation),
+        "ca.key on this server is not the key of the authority that issues at the step {:?}",
+        rotation.step.word()
+    );
+    Ok((pair, ca))
+}
+
+/// Whether an authority is the one that issues at this step. The text around a certificate does not matter.
+fn is_issuer(ca: &Ca, rotation: &Rotation) -> bool {
+    ca.hash().is_ok_and(|hash| skiff_identity::hash(&rotation.issuer()).is_ok_and(|issuer| issuer == hash))
 }
 
 /// What a key of the store holds here, as this member knows it.
@@ -121,10 +134,17 @@ pub async fn follow(shared: Arc<Shared>, subject: Subject) {
 }
 
 async fn look(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
-    let authority = &shared.authority;
     let step = read(&shared.objects, STEP).await?.map(|json| serde_json::from_slice::<Rotation>(&json)).transpose()?;
-    if let Some(rotation) = &step
-        && (rotation.bundle() != authority.bundle() || rotation.issuer() != authority.ca().certificate())
+    go_to(shared, subject, step.as_ref())?;
+    report(shared).await
+}
+
+/// Takes up the step, and has a certificate made of the authority that issues then, where that is not so yet.
+fn go_to(shared: &Shared, subject: &Subject, step: Option<&Rotation>) -> anyhow::Result<()> {
+    let authority = &shared.authority;
+    let _turn = authority.turn();
+    if let Some(rotation) = step
+        && (rotation.bundle() != authority.bundle() || !is_issuer(&authority.ca(), rotation))
     {
         authority.take_up(shared, rotation)?;
         super::files_for_people(shared)?;
@@ -133,7 +153,7 @@ async fn look(shared: &Shared, subject: &Subject) -> anyhow::Result<()> {
         renew::renew(shared, subject)?;
         super::files_for_people(shared)?;
     }
-    report(shared).await
+    Ok(())
 }
 
 /// Says in the store where this server stands; after what is said is so.
@@ -144,4 +164,58 @@ async fn report(shared: &Shared) -> anyhow::Result<()> {
         shared.store.txn(Txn::of(Op::put(key, stance))).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operator's own `ca.crt` may have text around the certificate, or another authority's beside it: the exchange begins and goes on.
+    #[test]
+    fn what_lies_around_the_certificate_stops_no_exchange() {
+        let (ours, other) = (Ca::generate().unwrap(), Ca::generate().unwrap());
+        let (own, key) = (ours.certificate(), &ours.pair().key);
+        for text in [
+            own.to_owned(),
+            format!("\nIssued for the cluster by its operator\n\n{own}\n\n"),
+            format!("{own}{}", other.certificate()),
+            format!("{}\n{own}", other.certificate()),
+        ] {
+            let kept = Ca::load(Pair { certificate: text.clone(), key: key.clone() }).unwrap();
+            let begun = desk::begin(kept.certificate()).unwrap();
+            let server = Subject::Server { name: "s1".into(), names: Vec::new(), addresses: Vec::new() };
+            let mut step = begun.clone();
+            let mut key = key.clone();
+            for next in [Some(plan::Step::Issue), Some(plan::Step::Finish), None] {
+                let (pair, ca) = held(&step, key).unwrap();
+                let shown = ca.issue(&server).unwrap().certificate;
+                assert_eq!(
+                    skiff_identity::stance(&pair.certificate, &shown),
+                    step.stance(),
+                    "{:?} of {text}",
+                    step.step
+                );
+                key = pair.key;
+                if let Some(next) = next {
+                    step = step.next(next).unwrap();
+                }
+            }
+            // What an older version began with is all of the file.
+            if kept.hash().ok() == skiff_identity::hash(&text).ok() {
+                let begun = Rotation { old: text.clone(), ..begun };
+                let (pair, ca) = held(&begun, ours.pair().key.clone()).unwrap();
+                let shown = ca.issue(&server).unwrap().certificate;
+                assert_eq!(skiff_identity::stance(&pair.certificate, &shown), begun.stance(), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_authority_takes_up_no_step() {
+        let (ours, other) = (Ca::generate().unwrap(), Ca::generate().unwrap());
+        let begun = desk::begin(ours.certificate()).unwrap();
+        assert!(held(&begun, other.pair().key.clone()).is_err(), "of nobody who is trusted");
+        let new = begun.new_key.clone().unwrap();
+        assert!(held(&begun, new).is_err(), "of the one that does not issue yet");
+    }
 }

@@ -52,12 +52,13 @@ impl Rotation {
         each(&text).concat()
     }
 
-    /// The certificate of the one that issues.
-    pub fn issuer(&self) -> &str {
-        match self.step {
+    /// The certificate of the one that issues. There may be others behind it: older versions began with all that was trusted.
+    pub fn issuer(&self) -> String {
+        let text = match self.step {
             Step::Trust => &self.old,
             Step::Issue | Step::Finish => &self.new,
-        }
+        };
+        each(text).into_iter().next().unwrap_or_default()
     }
 
     /// The key that issues; None where it is the one that each server has already.
@@ -71,7 +72,7 @@ impl Rotation {
     /// Where somebody stands who has taken up this step.
     pub fn stance(&self) -> String {
         // Of a certificate only who issued it counts.
-        stance(&self.bundle(), &format!("{}{}", self.issuer(), self.issuer()))
+        stance(&self.bundle(), &self.issuer().repeat(2))
     }
 
     /// The next step, if `wanted` is it.
