@@ -23,6 +23,7 @@ mod config;
 mod disk;
 mod driver;
 mod error;
+mod handshakes;
 mod hub;
 mod incoming;
 mod keeper;

@@ -3,6 +3,7 @@
 //! Every handshake, dialled or accepted, takes what is current at that moment; a connection goes on with what it began with. So a renewed certificate, or
 //! another authority, reaches each connection when it is made anew, and no stream ends for it: an ended stream would look like a member that died.
 
+use crate::handshakes::Handshakes;
 use crate::role::key_hash;
 use anyhow::{Context as _, ensure};
 use rustls::pki_types::pem::PemObject as _;
@@ -12,14 +13,12 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_stream::wrappers::ReceiverStream;
 
-/// A handshake that takes longer is given up.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Handshakes under way at once: there are a handful of members, and whoever else dials must not cost memory without end.
-const HANDSHAKES_MAX: usize = 512;
+/// A handshake that takes longer is given up: members are near each other, and try again.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 /// The listener could not accept, for want of descriptors most of the time.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -113,9 +112,8 @@ impl PeerTls {
         let (accepted, stream) = mpsc::channel(1);
         let tls = self.clone();
         tokio::spawn(async move {
-            let under_way = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+            let under_way = Handshakes::default();
             loop {
-                let Ok(slot) = under_way.clone().acquire_owned().await else { return };
                 let next = tokio::select! {
                     () = accepted.closed() => return,
                     next = listener.accept() => next,
@@ -128,6 +126,7 @@ impl PeerTls {
                         continue;
                     }
                 };
+                let Some(handshake) = under_way.begin(from.ip()) else { continue };
                 let (accepted, acceptor) = (accepted.clone(), TlsAcceptor::from(tls.current().server.clone()));
                 tokio::spawn(async move {
                     let _ = tcp.set_nodelay(true);
@@ -140,7 +139,7 @@ impl PeerTls {
                             "a peer's connection from {from} was given up: its TLS handshake took too long"
                         ),
                     }
-                    drop(slot);
+                    drop(handshake);
                 });
             }
         });

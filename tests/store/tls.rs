@@ -8,6 +8,7 @@ pub const TESTS: &[Test] = &[
     ("clients prove themselves by certificate", || Box::pin(clients())),
     ("members prove themselves by certificate", || Box::pin(members())),
     ("only members speak as members", || Box::pin(members_only())),
+    ("who is silent keeps no member out", || Box::pin(silent())),
     ("changed files of certificates are taken up", || Box::pin(changed_files())),
     ("beyond loopback it wants certificates", || Box::pin(beyond_loopback())),
 ];
@@ -162,6 +163,41 @@ async fn members_only() -> anyhow::Result<()> {
     // The member's own gets further: this answer is the store's.
     let there = client("peer")?.leases(pb::LeasesRequest::default()).await;
     ensure!(there.is_ok(), "{there:?}");
+    Ok(())
+}
+
+/// Connections to the peers' port that never speak, from one address: members at others are heard at once, and the silent ones are sent away.
+async fn silent() -> anyhow::Result<()> {
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpSocket;
+    let dir = Dir::new()?;
+    let ours = Authority::new(&dir, "ours")?;
+    ours.issue(&dir, "peer", &["skiff-store"])?;
+    let (certificate, key, ca) = (dir.arg("peer.crt"), dir.arg("peer.key"), ours.file(&dir));
+    let tls = ["--peer-cert-file", &certificate, "--peer-key-file", &key, "--peer-trusted-ca-file", &ca];
+    let server = Plan::new(&dir, "one", &tls)?.start().await?;
+    let peer: std::net::SocketAddr = server.plan.peer.parse()?;
+    let mut held = Vec::new();
+    for _ in 0..600 {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind("127.0.0.2:0".parse()?)?;
+        held.push(socket.connect(peer).await?);
+    }
+    let mut client = peer_client(&dir, &ours, "peer", &server.plan.peer)?;
+    let asking = client.leases(skiff_proto::store::LeasesRequest::default());
+    // Less than the time that a silent one has.
+    tokio::time::timeout(Duration::from_secs(2), asking).await.map_err(|_| anyhow::anyhow!("a member waits"))??;
+    holds(&server.said(), &["from 127.0.0.2 are turned away"])?;
+    let ends = async {
+        for stream in &mut held {
+            // A reset is an end, too.
+            let _ = stream.read(&mut [0; 1]).await;
+        }
+    };
+    let patience = Duration::from_secs(30);
+    tokio::time::timeout(patience, ends).await.map_err(|_| anyhow::anyhow!("the silent ones stay for ever"))?;
+    server.terminate().await?;
     Ok(())
 }
 
