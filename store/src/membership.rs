@@ -9,6 +9,7 @@ use crate::transport;
 use crate::types::*;
 use raft::eraftpb::ConfState;
 use skiff_proto::store as pb;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -173,8 +174,8 @@ fn in_any_half(conf: &ConfState, id: MemberId) -> bool {
         .any(|half| half.contains(&id))
 }
 
-/// Tells the group this member's name and addresses, where they changed with this start; and by which key it is known (`bound`), in any case: a member of an
-/// older version may have kept nothing of it.
+/// Tells the group this member's name and addresses, where they changed with this start; and by which key it is known (`bound`), in any case and
+/// again (see [`say_key_again`]): a member of an older version may have kept nothing of it.
 pub async fn announce(store: Store, mut this: Member, bound: bool) {
     let (mut leadership, mut stopped) = (store.leadership(), store.stopped());
     loop {
@@ -190,15 +191,97 @@ pub async fn announce(store: Store, mut this: Member, bound: bool) {
                 continue;
             }
         }
+        let occasion = Occasion::look(&store);
         if let Some(known) = store.record(this.id) {
             this.learner = known.learner;
             if !bound {
                 this.key_hash = known.key_hash.clone();
             }
             if (known == this && !bound) || store.submit(0, Kind::Member(this.clone())).await.is_ok() {
+                if bound {
+                    say_key_again(store, this, occasion).await;
+                }
                 return;
             }
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// When a member says its key again: another term, and other keys that are known.
+#[derive(PartialEq)]
+struct Occasion {
+    term: Term,
+    keys: BTreeMap<MemberId, String>,
+}
+
+impl Occasion {
+    fn look(store: &Store) -> Occasion {
+        let machine = store.shared().look();
+        let keys = machine.members.values().map(|m| (m.id, m.key_hash.clone())).collect();
+        Occasion { term: store.term(), keys }
+    }
+}
+
+/// Says this member's key on every [`Occasion`] from now on, until the member stops. What its own record holds does not matter: a member that ran an
+/// older version when the key was said last has dropped it, from its snapshots too. Such a member says its own key once it is upgraded, which the
+/// others see as news. Where all know the key it changes nothing, so members that answer each other come to an end.
+async fn say_key_again(store: Store, this: Member, mut last: Occasion) {
+    let mut stopped = store.stopped();
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let now = Occasion::look(&store);
+        if now == last {
+            continue;
+        }
+        // The rest as it is known now: an operator may have changed it since the start.
+        let Some(known) = store.record(this.id) else { continue };
+        let said = Kind::Member(Member { key_hash: this.key_hash.clone(), ..known });
+        if store.submit(0, said).await.is_ok() {
+            last = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn known(store: &Store, what: impl Fn(&Member) -> bool) {
+        let until = async {
+            while !store.record(store.id()).is_some_and(|m| what(&m)) {
+                tokio::time::sleep(LOOK_EVERY / 10).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), until).await.expect("the group never knew it");
+    }
+
+    /// A member that was upgraded last has dropped what it was told before, and says its own key then.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_is_said_again_to_whoever_did_not_keep_it() {
+        let store = Store::in_memory().await;
+        let this = Member { key_hash: "mine".into(), ..store.record(store.id()).unwrap() };
+        tokio::spawn(announce(store.clone(), this.clone(), true));
+        known(&store, |m| m.key_hash == "mine").await;
+        // Not empty, as it was at first: that it changed twice between two looks would be no news.
+        let dropped = Member { key_hash: "dropped".into(), client_addr: "changed since".into(), ..this };
+        store.submit(0, Kind::Member(dropped)).await.unwrap();
+        known(&store, |m| m.key_hash == "mine" && m.client_addr == "changed since").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_is_said_once_where_nothing_changes() {
+        let store = Store::in_memory().await;
+        let this = Member { key_hash: "mine".into(), ..store.record(store.id()).unwrap() };
+        tokio::spawn(announce(store.clone(), this, true));
+        known(&store, |m| m.key_hash == "mine").await;
+        // That its own key is known now is news to it, once.
+        tokio::time::sleep(LOOK_EVERY * 4).await;
+        let said = store.status().applied_index;
+        tokio::time::sleep(LOOK_EVERY * 4).await;
+        assert_eq!(store.status().applied_index, said);
     }
 }
