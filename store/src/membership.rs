@@ -198,10 +198,10 @@ pub async fn announce(store: Store, mut this: Member, bound: bool) {
                 this.key_hash = known.key_hash.clone();
             }
             if (known == this && !bound) || store.submit(0, Kind::Member(this.clone())).await.is_ok() {
-                break match bound {
-                    true => say_key_again(store, this, occasion).await,
-                    false => (),
-                };
+                if bound {
+                    say_key_again(store, this, occasion).await;
+                }
+                return;
             }
         }
         tokio::time::sleep(LOOK_EVERY).await;
