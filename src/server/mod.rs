@@ -13,6 +13,7 @@ mod door;
 mod files;
 mod images;
 mod join;
+mod joins;
 mod members;
 mod node;
 mod nodes;

@@ -7,6 +7,7 @@ use serde_json::json;
 use skiff::agent::wire;
 use skiff::client::Api;
 use skiff_proto::fleet as pb;
+use std::time::Duration;
 use tonic::Code;
 
 /// The address at which this machine reaches the API.
@@ -61,6 +62,40 @@ pub fn may_only_join(local: &Local) -> anyhow::Result<()> {
             client.remove_image(pb::ImageRequest::default()).await.err().map(|s| s.code()),
         ];
         ensure!(codes.iter().all(|code| *code == Some(Code::Unauthenticated)), "without a certificate: {codes:?}");
+        Ok(())
+    })
+}
+
+/// Requests to join whose message never comes: one source has so many at once, none for long, and others are heard afterwards.
+pub fn joins_without_end(local: &Local) -> anyhow::Result<()> {
+    const JOIN: &str = "http://server.skiff.internal/skiff.fleet.v1.Fleet/Join";
+    block_on(async {
+        // A call whose messages are a stream, and never come, at the path of the other.
+        let to_join = |mut request: http::Request<tonic::body::Body>| {
+            *request.uri_mut() = http::Uri::from_static(JOIN);
+            request
+        };
+        let channel = tower::util::MapRequest::new(channel(local)?, to_join);
+        let client = pb::fleet_client::FleetClient::new(channel);
+        let begun = std::time::Instant::now();
+        let held: Vec<_> = (0..40)
+            .map(|_| {
+                let mut client = client.clone();
+                let asks = async move { client.session(tokio_stream::pending::<pb::FromAgent>()).await.err() };
+                tokio::spawn(tokio::time::timeout(Duration::from_secs(30), asks))
+            })
+            .collect();
+        let mut codes = Vec::new();
+        for one in held {
+            codes.push(one.await??.map(|status| status.code()));
+        }
+        let count = |code: Code| codes.iter().filter(|said| **said == Some(code)).count();
+        ensure!((count(Code::DeadlineExceeded), count(Code::ResourceExhausted)) == (16, 24), "{codes:?}");
+        ensure!(begun.elapsed() >= Duration::from_secs(9), "those who have a place have time: {:?}", begun.elapsed());
+        let mut client = wire::client(self::channel(local)?);
+        let asked = pb::JoinRequest { token: "nonsense".into(), name: "x".into(), ..Default::default() };
+        let said = client.join(asked).await.err().map(|s| s.code());
+        ensure!(said == Some(Code::FailedPrecondition), "the next one is heard: {said:?}");
         Ok(())
     })
 }

@@ -37,6 +37,7 @@ type Attack = fn(&Local) -> anyhow::Result<()>;
 const ATTACKS: &[(&str, Attack)] = &[
     ("anonymous: sees health and nothing else", anonymous::sees_health_only),
     ("anonymous: gRPC without a certificate may join, with little", anonymous::may_only_join),
+    ("anonymous: requests to join that never end", anonymous::joins_without_end),
     ("anonymous: what is asked for does not show in the metrics", anonymous::writes_no_metrics),
     ("anonymous: slow and huge heads", heads::slow_and_huge),
     ("a user: acts as nobody without the right", acting::without_the_right),

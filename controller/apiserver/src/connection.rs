@@ -5,7 +5,7 @@ use crate::auth::authenticate::user_of_certificate;
 use crate::auth::user::{SERVERS, UserInfo};
 use crate::budget::Connection;
 use crate::gate::{Counted, Pass};
-use crate::server::{ApiServer, PeerCertificate};
+use crate::server::{ApiServer, PeerCertificate, PeerSource};
 use crate::under_way::UnderWay;
 use axum::body::Body;
 use http::Request;
@@ -62,10 +62,11 @@ impl ApiServer {
         address: String,
         shutdown: CancellationToken,
     ) {
+        let source = pass.source();
         let Some(acceptor) = acceptor else {
             // Nobody can show a certificate, so no place is kept for those who do.
             if pass.shaken(true) {
-                self.connection(Counted::new(stream, pass), None, address, shutdown).await;
+                self.connection(Counted::new(stream, pass), source, None, address, shutdown).await;
             }
             return;
         };
@@ -74,7 +75,7 @@ impl ApiServer {
                 let peer = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
                 let peer = peer.map(|c| PeerCertificate { der: c.to_vec() });
                 if pass.shaken(peer.is_some()) {
-                    self.connection(Counted::new(stream, pass), peer, address, shutdown).await;
+                    self.connection(Counted::new(stream, pass), source, peer, address, shutdown).await;
                 }
             }
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
@@ -85,6 +86,7 @@ impl ApiServer {
     async fn connection<S>(
         &self,
         stream: S,
+        source: PeerSource,
         peer: Option<PeerCertificate>,
         address: String,
         shutdown: CancellationToken,
@@ -101,6 +103,7 @@ impl ApiServer {
             let this = under_way.begin();
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(end.clone());
+            request.extensions_mut().insert(source);
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(peer.clone());
             }

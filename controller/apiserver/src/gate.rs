@@ -2,6 +2,7 @@
 //! is kept for those who showed a certificate: agents, servers and administrators come in when the rest is taken.
 
 use crate::bounds::Bounds;
+use crate::server::PeerSource;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
@@ -102,6 +103,11 @@ impl Gate {
 }
 
 impl Pass {
+    /// Where the connection comes from.
+    pub fn source(&self) -> PeerSource {
+        PeerSource(self.source)
+    }
+
     /// The handshake is over; whether there is a place for who came without a certificate, or with one.
     pub fn shaken(&mut self, certified: bool) -> bool {
         self.shook();

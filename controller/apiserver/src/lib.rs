@@ -55,7 +55,7 @@ pub use config::{CertificateCheck, Cidr, Config, FurtherMetrics, OwnPaths};
 pub use endpoints::version;
 pub use http::yaml::write as write_yaml;
 pub use node::NodeConnector;
-pub use server::{ApiServer, GrpcService, PeerCertificate};
+pub use server::{ApiServer, GrpcService, PeerCertificate, PeerSource};
 pub use state::store_status;
 pub use storage::objects::{Following, Objects, Sealing};
 pub use verbs::delete::DeleteOptions;

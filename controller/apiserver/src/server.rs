@@ -37,6 +37,7 @@ use http_body_util::{BodyExt, Limited};
 use skiff_api::kinds;
 use skiff_api::status::Status;
 use skiff_store::Store;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -300,6 +301,10 @@ impl ApiServer {
 pub struct PeerCertificate {
     pub der: Vec<u8>,
 }
+
+/// Where a request comes from, in its extensions: an IPv4 address, or the network (64 bits) of an IPv6 address.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerSource(pub IpAddr);
 
 /// The field manager of a client that does not name one: the first word of its user agent.
 fn manager_of(agent: &str) -> String {

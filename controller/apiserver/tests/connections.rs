@@ -3,13 +3,13 @@
 mod support;
 
 use axum::body::Body;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use serde_json::json;
-use skiff_apiserver::Bounds;
+use skiff_apiserver::{Bounds, GrpcService, PeerSource};
 use skiff_identity::Subject;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -374,5 +374,30 @@ async fn the_last_places_are_for_those_we_know() -> anyhow::Result<()> {
     for _ in 0..2 {
         open.push(ask(Some(&admin)).await?);
     }
+    Ok(())
+}
+
+/// gRPC is told where a request comes from: what it lets strangers hold, it counts by source.
+#[tokio::test]
+async fn grpc_knows_the_source() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let tell: GrpcService = Arc::new(|request| {
+        let source = request.extensions().get::<PeerSource>().map(|source| source.0.to_string());
+        Box::pin(async move { Response::new(Body::from(source.unwrap_or_default())) })
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let server = cluster.server.clone().with_grpc(tell);
+    let serving = tokio::spawn(async move { server.serve(listener, None, Default::default()).await });
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind("127.0.0.2:0".parse()?)?;
+    let stream = TokioIo::new(socket.connect(address).await?);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+    tokio::spawn(connection);
+    let mut request = get("/skiff.fleet.v1.Fleet/Join")?;
+    request.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    let said = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+    assert_eq!(said, "127.0.0.2");
+    serving.abort();
     Ok(())
 }
