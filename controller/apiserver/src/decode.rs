@@ -2,6 +2,8 @@
 //!
 //! How strict to be is the request's `fieldValidation`: `Strict` refuses, `Warn` (the default) tells, `Ignore` is silent.
 
+mod order;
+
 use crate::call::{Body, Call};
 use crate::http::protobuf;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -283,6 +285,9 @@ pub fn object_of(call: &mut Call, kind: &Kind) -> Result<Value, Status> {
     let duplicates = if is_yaml { problems.len() } else { 0 };
     clean(&mut value, kind, &mut problems)
         .map_err(|why| Status::bad_request(format!("{} {why}", cannot_be_handled(kind))))?;
+    if let (Body::Raw { bytes, .. }, false) = (&call.body, is_yaml) {
+        problems = order::sort(bytes, problems);
+    }
     tell(call, &problems, |all| {
         let all = match duplicates {
             0 => all,
