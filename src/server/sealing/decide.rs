@@ -90,8 +90,7 @@ fn own(seen: &Seen<'_>) -> Option<Act> {
         return Some(Act::Ask);
     }
     let asks = seen.asks.filter(|_| !lacking.is_empty()).map(<[u8]>::to_vec);
-    let prefixes = seen.prefixes.to_vec();
-    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, prefixes, asks };
+    let held = Held::of(keys, seen.prefixes, asks);
     if records.servers.get(&me) != Some(&held) {
         return Some(Act::Report(held));
     }
@@ -163,9 +162,7 @@ fn lead(seen: &Seen<'_>) -> Option<Act> {
     if !all(&|held| held.seals_with == Some(plan.key)) {
         return None;
     }
-    let named = records.servers.values().flat_map(|held| &held.prefixes);
-    let done = named.chain(seen.prefixes).all(|prefix| plan.rewritten.contains(prefix));
-    (!done).then(|| Act::Rewrite(plan.clone()))
+    (!plan.covers(&records.prefixes(seen.prefixes))).then(|| Act::Rewrite(plan.clone()))
 }
 
 #[cfg(test)]

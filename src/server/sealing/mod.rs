@@ -225,10 +225,7 @@ impl Task {
     }
 
     async fn rewrite(&self, plan: Plan, records: &Records, term: Term) -> anyhow::Result<()> {
-        let named = records.servers.values().flat_map(|held| held.prefixes.clone());
-        let mut prefixes: Vec<_> = named.chain(self.shared.objects.sealing().prefixes().iter().cloned()).collect();
-        prefixes.sort();
-        prefixes.dedup();
+        let prefixes = records.prefixes(self.shared.objects.sealing().prefixes());
         rewrite::rewrite(&self.shared, records, &plan, &prefixes, term).await?;
         self.write(plan_txn(&Plan { rewritten: prefixes, ..plan }, records, Some(term))?).await
     }
@@ -255,7 +252,6 @@ fn plan_txn(plan: &Plan, records: &Records, fence: Option<Term>) -> anyhow::Resu
 fn held(shared: &Shared, records: &Records) -> anyhow::Result<Op> {
     let (me, keys) = (shared.store.id(), shared.sealing.ring.keys());
     let asks = records.servers.get(&me).and_then(|held| held.asks.clone());
-    let prefixes = shared.objects.sealing().prefixes().to_vec();
-    let held = Held { keys: keys.ids().collect(), seals_with: keys.current, prefixes, asks };
+    let held = Held::of(&keys, shared.objects.sealing().prefixes(), asks);
     Ok(Op::put(records::server_key(me), serde_json::to_vec(&held)?))
 }

@@ -87,35 +87,22 @@ async fn report(shared: &Shared) -> Result<Report, Status> {
         Server { name: member.name, keys: held.keys, seals_with: held.seals_with, prefixes: held.prefixes }
     };
     let servers: Vec<_> = shared.store.members().into_iter().map(server).collect();
-    let prefixes = prefixes(shared, &records);
+    let prefixes = records.prefixes(shared.objects.sealing().prefixes());
     let Sealed { sealed, clear } = rewrite::count(&shared.store, &prefixes).await.map_err(store_status)?;
     let plan = records.plan.as_ref();
     let key = plan.map(|plan| plan.key);
     let only = sealed.keys().all(|id| Some(*id) == key);
-    let complete = plan.is_some_and(|plan| plan.in_use && is_rewritten(plan, &prefixes))
+    let complete = plan.is_some_and(|plan| plan.in_use && plan.covers(&prefixes))
         && servers.iter().all(|server| server.seals_with == key)
         && (only && clear == 0);
     let sealed = sealed.into_iter().map(|(id, count)| (id.to_string(), count)).collect();
     Ok(Report { key, complete, servers, sealed, clear, prefixes })
 }
 
-/// The prefixes below which any server seals.
-fn prefixes(shared: &Shared, records: &Records) -> Vec<String> {
-    let named = records.servers.values().flat_map(|held| &held.prefixes);
-    let mut all: Vec<_> = named.chain(shared.objects.sealing().prefixes()).cloned().collect();
-    all.sort();
-    all.dedup();
-    all
-}
-
-fn is_rewritten(plan: &Plan, prefixes: &[String]) -> bool {
-    prefixes.iter().all(|prefix| plan.rewritten.contains(prefix))
-}
-
 /// The plan, if nothing is under way.
 fn at_rest<'r>(shared: &Shared, records: &'r Records) -> Result<&'r Plan, Status> {
     match &records.plan {
-        Some(plan) if plan.in_use && is_rewritten(plan, &prefixes(shared, records)) => Ok(plan),
+        Some(plan) if plan.in_use && plan.covers(&records.prefixes(shared.objects.sealing().prefixes())) => Ok(plan),
         _ => Err(Status::failure(
             409,
             "Conflict",

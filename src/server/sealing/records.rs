@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 use skiff_identity::handover::Given;
-use skiff_identity::sealing::KeyId;
+use skiff_identity::sealing::{KeyId, SealingKeys};
 use skiff_store::{Error, KeyRange, MemberId, RangeRequest, Revision, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Before every record.
 pub const PREFIX: &str = "/skiff/sealing/";
@@ -26,6 +26,13 @@ pub struct Plan {
     pub forgotten: Vec<KeyId>,
 }
 
+impl Plan {
+    /// Everything below these prefixes is sealed with the key.
+    pub fn covers(&self, prefixes: &[String]) -> bool {
+        prefixes.iter().all(|prefix| self.rewritten.contains(prefix))
+    }
+}
+
 /// What one server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -39,6 +46,12 @@ pub struct Held {
     pub asks: Option<Vec<u8>>,
 }
 
+impl Held {
+    pub fn of(keys: &SealingKeys, prefixes: &[String], asks: Option<Vec<u8>>) -> Held {
+        Held { keys: keys.ids().collect(), seals_with: keys.current, prefixes: prefixes.to_vec(), asks }
+    }
+}
+
 /// Everything that is written, as of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
@@ -48,6 +61,14 @@ pub struct Records {
     pub servers: BTreeMap<MemberId, Held>,
     /// To whom which key was given.
     pub given: BTreeMap<(MemberId, KeyId), Given>,
+}
+
+impl Records {
+    /// The prefixes below which any server seals; `own`: those of the server that asks, which may not have said so yet.
+    pub fn prefixes(&self, own: &[String]) -> Vec<String> {
+        let named = self.servers.values().flat_map(|held| &held.prefixes).chain(own);
+        named.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 pub fn server_key(member: MemberId) -> String {
